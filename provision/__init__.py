@@ -1,0 +1,1 @@
+"""Everything that puts Airflow somewhere: environments, variants, services, targets."""

@@ -1,0 +1,148 @@
+"""What Airflow is told and which processes it consists of; the same for every target."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from provision.errors import ProvisionError, UsageError
+from provision.variants import Variant
+
+API_USER = "lab"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one installation lives on its host."""
+
+    airflow_binary: Path
+    airflow_home: Path
+    dags: Path
+    api_host: str
+    api_port: int
+    database_url: str
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.api_host}:{self.api_port}"
+
+    @property
+    def passwords_file(self) -> Path:
+        return self.airflow_home / "passwords.json"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One long-running process of Airflow: the arguments of the `airflow` command, and what it is for."""
+
+    name: str
+    arguments: tuple[str, ...]
+    purpose: str
+
+
+# --skip-serve-logs: on one host the API server reads log files itself, and the log server would
+# listen on every interface (airflow/utils/serve_logs/core.py binds to all addresses).
+AIRFLOW_SERVICES: tuple[Service, ...] = (
+    Service("api-server", ("api-server",), "REST API, web pages, and the Execution API that every task calls"),
+    Service("scheduler", ("scheduler", "--skip-serve-logs"), "decides which task instance runs next; the executor lives in it"),
+    Service("dag-processor", ("dag-processor",), "parses DAG files into the metadata database"),
+    Service("triggerer", ("triggerer", "--skip-serve-logs"), "waits, in one event loop, for what deferred tasks wait for"),
+)
+
+# Which services a setting concerns, by its section or its "section.key"; others concern all.
+# Source: where airflow/executors, jobs, dag_processing and api_fastapi of 3.3.2 read them.
+_CONCERNS: Mapping[str, tuple[str, ...]] = {
+    "core.parallelism": ("scheduler",),
+    "scheduler": ("scheduler",),
+    "dag_processor": ("dag-processor",),
+    "triggerer": ("triggerer",),
+    "api": ("api-server",),
+}
+
+
+def variable_name(setting: str) -> str:
+    """Return the environment variable of "section.key", as Airflow spells it; raises UsageError if malformed."""
+    section, dot, key = setting.partition(".")
+    if not (dot and section and key) or not f"{section}{key}".replace("_", "").isalnum():
+        raise UsageError(f"{setting!r} is not a setting.", "write settings as section.key=value, for example core.parallelism=4")
+    return f"AIRFLOW__{section.upper()}__{key.upper()}"
+
+
+def check_changes(changes: Mapping[str, str]) -> None:
+    """Raise UsageError for a change that would be ignored: a malformed name, or one that the installation owns."""
+    owned = set(_owned_settings(_EXAMPLE_PLACEMENT, {}))
+    for setting in changes:
+        variable_name(setting)
+        if setting in owned or setting == "core.executor":
+            raise UsageError(f"{setting} is set by the installation itself.", "choose another variant, or leave it out")
+
+
+def render_environment(
+    variant: Variant, placement: Placement, secrets: Mapping[str, str], changes: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment variables by which Airflow learns all of its settings."""
+    settings = {**variant.effective_settings(changes), **_owned_settings(placement, secrets)}
+    environment = {variable_name(setting): value for setting, value in settings.items()}
+    environment["AIRFLOW_HOME"] = str(placement.airflow_home)
+    return dict(sorted(environment.items()))
+
+
+def _owned_settings(placement: Placement, secrets: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "core.dags_folder": str(placement.dags),
+        "core.execution_api_server_url": f"{placement.api_url}/execution/",
+        "core.fernet_key": secrets.get("fernet_key", ""),
+        "core.simple_auth_manager_users": f"{API_USER}:admin",
+        "core.simple_auth_manager_passwords_file": str(placement.passwords_file),
+        "database.sql_alchemy_conn": placement.database_url,
+        "api.host": placement.api_host,
+        "api.port": str(placement.api_port),
+        "api.base_url": placement.api_url,
+        "api.secret_key": secrets.get("api_secret_key", ""),
+        "api_auth.jwt_secret": secrets.get("jwt_secret", ""),
+        "logging.base_log_folder": str(placement.airflow_home / "logs"),
+        "scheduler.enable_health_check": "False",
+    }
+
+
+_EXAMPLE_PLACEMENT = Placement(Path("/"), Path("/"), Path("/"), "127.0.0.1", 1, "")
+
+
+def render_environment_file(environment: Mapping[str, str]) -> str:
+    """Return the text of a file that both systemd (EnvironmentFile=) and a POSIX shell read alike.
+
+    Raises ProvisionError for a value with a single quote or a line break, which the two read differently.
+    """
+    for name, value in environment.items():
+        if "'" in value or "\n" in value:
+            raise ProvisionError(f"{name} may not contain a single quote or a line break.", "choose another value or folder")
+    return "".join(f"{name}='{value}'\n" for name, value in environment.items())
+
+
+def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
+    concerned = _CONCERNS.get(setting) or _CONCERNS.get(setting.partition(".")[0])
+    return tuple(name for name in services if concerned is None or name in concerned)
+
+
+def service_digest(service: Service, environment: Mapping[str, str]) -> str:
+    """Return a digest that changes exactly when `service` must be restarted."""
+    relevant = {
+        variable: value
+        for variable, value in environment.items()
+        if not variable.startswith("AIRFLOW__") or services_concerned(_setting_name(variable), (service.name,))
+    }
+    return hashlib.sha256(json.dumps([service.arguments, relevant], sort_keys=True).encode()).hexdigest()
+
+
+def _setting_name(variable: str) -> str:
+    _, section, key = variable.split("__", 2)
+    return f"{section}.{key}".lower()
+
+
+def public_settings(variant: Variant, changes: Mapping[str, str]) -> dict[str, str]:
+    """Return the effective settings that hold no secret, by "section.key", for the installation file."""
+    return dict(sorted(variant.effective_settings(changes).items()))

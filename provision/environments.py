@@ -1,0 +1,85 @@
+"""The Airflow environment: one virtual environment per lock, installed by uv with hashes checked."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from provision.errors import ProvisionError, UsageError
+from provision.home import ROOM_FOR_ENVIRONMENT_MIB, LabHome, require_room
+from provision.pins import airflow_lock, airflow_version
+
+# Written last, so that its presence means that every package is there.
+COMPLETE = "complete"
+
+
+def environment_path(home: LabHome) -> Path:
+    """Return the folder of the environment; its name holds the version and the digest of the lock."""
+    digest = hashlib.sha256(airflow_lock().read_bytes() + sys.version.encode()).hexdigest()[:12]
+    return home.environments / f"airflow-{airflow_version()}-{digest}"
+
+
+def is_complete(environment: Path) -> bool:
+    """Return whether an install of this environment ran to its end."""
+    return (environment / COMPLETE).is_file() and (environment / "bin" / "airflow").is_file()
+
+
+def uv_binary() -> Path:
+    """Return the uv of the control environment; raises ProvisionError if it is not there."""
+    uv = Path(sys.prefix) / "bin" / "uv"
+    if not uv.exists():
+        raise ProvisionError(f"uv is missing from the control environment ({uv}).", "make setup")
+    return uv
+
+
+def build_environment(home: LabHome) -> Path:
+    """Return the environment's folder after installing the lock into it; an unfinished one is built anew."""
+    environment = environment_path(home)
+    if is_complete(environment):
+        return environment
+    require_room(home.environments, ROOM_FOR_ENVIRONMENT_MIB)
+    shutil.rmtree(environment, ignore_errors=True)
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    uv = str(uv_binary())
+    _run([uv, "venv", "--quiet", "--python", sys.executable, str(environment)], environment)
+    _run(
+        [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(environment / "bin" / "python")]
+        + [str(airflow_lock())],
+        environment,
+    )
+    (environment / COMPLETE).write_text(airflow_version() + "\n")
+    return environment
+
+
+def _run(command: list[str], environment: Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        last_lines = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-10:])
+        raise ProvisionError(
+            f"Airflow {airflow_version()} could not be installed into {environment} (exit code {done.returncode}):\n  {last_lines}",
+            "check the network and the disk, then run the same command again; what was downloaded is kept",
+        )
+
+
+def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
+    """Raise UsageError for a setting that this Airflow does not know: it would ignore it silently.
+
+    Sections of providers are not in the core's table and are let through.
+    """
+    if not changes:
+        return
+    tables = sorted((environment / "lib").glob("python*/site-packages/airflow/config_templates/config.yml"))
+    known = yaml.load(tables[0].read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for setting in changes:
+        section, _, key = setting.partition(".")
+        options = known.get(section, {}).get("options")
+        if options is not None and key not in options:
+            near = difflib.get_close_matches(key, options, n=3)
+            raise UsageError(f"Airflow {airflow_version()} has no setting {setting}.", f"did you mean: {', '.join(near) or ', '.join(sorted(options)[:5])}?")

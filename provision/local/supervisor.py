@@ -1,0 +1,281 @@
+"""Supervisor's configuration file, its start and stop, and what it says of the processes it keeps."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+from supervisor.xmlrpc import SupervisorTransport
+
+from provision.errors import ProvisionError
+from provision.home import LabHome, write_private
+
+# Every process of an installation carries its folder under this name, so that all of them can be found.
+OWNER_VARIABLE = "AIRFLOW_LABS_OWNER"
+# sockaddr_un holds 108 bytes on Linux and 104 on macOS, the final zero included.
+LONGEST_SOCKET_PATH = 100
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that supervisor keeps; it gets `stop_seconds` to end by itself."""
+
+    name: str
+    command: tuple[str, ...]
+    environment_file: Path | None = None
+    stop_signal: str = "TERM"
+    stop_seconds: int = 10
+
+    def command_line(self) -> str:
+        """Return the command as supervisor's configuration wants it: shell-quoted, % doubled."""
+        command = self.command
+        if self.environment_file:
+            command = ("/bin/sh", "-c", 'set -a; . "$0"; set +a; exec "$@"', str(self.environment_file), *command)
+        return shlex.join(command).replace("%", "%%")
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What supervisor knows of one program; `pid` is 0 when it does not run."""
+
+    name: str
+    state: str
+    pid: int
+    started: float
+    exit_status: int
+
+    @property
+    def running(self) -> bool:
+        return self.state == "RUNNING"
+
+
+def socket_path(home: LabHome) -> Path:
+    """Return where supervisor listens: in the home, or in the user's temporary folder if that path is too long."""
+    path = home.state / "supervisor.sock"
+    if len(os.fsencode(path)) < LONGEST_SOCKET_PATH:
+        return path
+    return Path("/tmp") / f"airflow-labs-{os.getuid()}-{sha256(os.fsencode(home.root)).hexdigest()[:12]}.sock"
+
+
+def log_path(home: LabHome, program: str) -> Path:
+    """Return the file that holds a program's output."""
+    return home.logs / f"{program}.log"
+
+
+def render_configuration(home: LabHome, programs: list[Program], password: str) -> str:
+    """Return supervisord.conf. Services are not restarted: a lab must notice when one dies."""
+    quote = lambda value: str(value).replace("%", "%%")  # noqa: E731
+    sections = [
+        "[supervisord]",
+        f"logfile={quote(log_path(home, 'supervisord'))}",
+        f"pidfile={quote(home.state / 'supervisord.pid')}",
+        f"childlogdir={quote(home.logs)}",
+        "umask=077",
+        "[unix_http_server]",
+        f"file={quote(socket_path(home))}",
+        "chmod=0700",
+        "username=lab",
+        f"password={quote(password)}",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+    ]
+    for program in programs:
+        sections += [
+            f"[program:{program.name}]",
+            f"command={program.command_line()}",
+            f"directory={quote(home.root)}",
+            "autostart=false",
+            "autorestart=false",
+            "startsecs=1",
+            "startretries=0",
+            f"stopsignal={program.stop_signal}",
+            f"stopwaitsecs={program.stop_seconds}",
+            "killasgroup=true",
+            "redirect_stderr=true",
+            f"stdout_logfile={quote(log_path(home, program.name))}",
+            "stdout_logfile_maxbytes=20MB",
+            "stdout_logfile_backups=1",
+        ]
+    return "\n".join(sections) + "\n"
+
+
+class Supervisor:
+    """The supervisord of one home."""
+
+    def __init__(self, home: LabHome, password: str) -> None:
+        self.home = home
+        self._password = password
+        self.configuration = home.state / "supervisord.conf"
+
+    def server(self) -> xmlrpc.client.ServerProxy:
+        """Return a fresh proxy to supervisor's XML-RPC interface."""
+        transport = SupervisorTransport("lab", self._password, f"unix://{socket_path(self.home)}")
+        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+
+    def is_up(self) -> bool:
+        """Return whether supervisord answers."""
+        try:
+            return self.server().supervisor.getState()["statename"] == "RUNNING"
+        except (OSError, xmlrpc.client.Error, http.client.HTTPException):
+            return False
+
+    def configure(self, programs: list[Program]) -> bool:
+        """Write the configuration; return whether it changed."""
+        return write_private(self.configuration, render_configuration(self.home, programs, self._password))
+
+    def ensure_up(self) -> None:
+        """Start supervisord unless it runs; raises ProvisionError with its last lines if it does not come up."""
+        if self.is_up():
+            return
+        socket_path(self.home).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)]
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            # Nothing of the caller's Airflow or Python may reach the services.
+            if not key.startswith(("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "JPY_", "MPLBACKEND"))
+        }
+        environment[OWNER_VARIABLE] = str(self.home.root)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while done.returncode == 0 and time.monotonic() < deadline:
+            if self.is_up():
+                return
+            time.sleep(0.05)
+        raise ProvisionError(
+            f"supervisord did not start (exit code {done.returncode}): {(done.stdout + done.stderr).strip()[-600:]}",
+            f"read {log_path(self.home, 'supervisord')}, then fab destroy and fab install VARIANT",
+        )
+
+    def reload(self) -> None:
+        """Make supervisor know exactly the configured programs, leaving unchanged ones running."""
+        server = self.server()
+        added, changed, removed = server.supervisor.reloadConfig()[0]
+        for name in [*changed, *removed]:
+            self.stop([name])
+            server.supervisor.removeProcessGroup(name)
+        for name in [*added, *changed]:
+            server.supervisor.addProcessGroup(name)
+
+    def states(self) -> dict[str, ProcessState]:
+        """Return the state of every known program by name; empty when supervisor is down."""
+        try:
+            rows = self.server().supervisor.getAllProcessInfo()
+        except (OSError, xmlrpc.client.Error, http.client.HTTPException):
+            return {}
+        return {
+            row["name"]: ProcessState(row["name"], row["statename"], row["pid"], float(row["start"]), row["exitstatus"])
+            for row in rows
+        }
+
+    def start(self, names: list[str]) -> None:
+        """Start programs, all at once, without waiting for them to be ready."""
+        server = self.server()
+        for name in names:
+            try:
+                server.supervisor.startProcess(name, False)
+            except xmlrpc.client.Fault as fault:
+                if "ALREADY_STARTED" not in fault.faultString:
+                    raise ProvisionError(f"{name} could not be started: {fault.faultString}.", f"fab logs {name}") from fault
+
+    def stop(self, names: list[str], report: Callable[[str], None] = lambda text: None) -> None:
+        """Stop programs, all at once, and wait until the last one has ended."""
+        server = self.server()
+        for name in names:
+            try:
+                server.supervisor.stopProcess(name, False)
+            except xmlrpc.client.Fault as fault:
+                if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
+                    raise ProvisionError(f"{name} could not be stopped: {fault.faultString}.", "fab stop") from fault
+        waiting = ""
+        while True:
+            states = self.states()
+            left = [n for n in names if n in states and states[n].state in ("RUNNING", "STARTING", "STOPPING")]
+            if not left:
+                return
+            if ", ".join(left) != waiting:
+                waiting = ", ".join(left)
+                report(f"waiting for {waiting} to stop")
+            time.sleep(0.05)
+
+    def shut_down(self) -> None:
+        """Stop every program and supervisord itself; whatever does not go is left to `sweep`."""
+        try:
+            self.stop(list(self.states()))
+            self.server().supervisor.shutdown()
+        except (OSError, xmlrpc.client.Error, http.client.HTTPException, ProvisionError):
+            return
+        deadline = time.monotonic() + 10
+        while self.is_up() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def owned_processes(home: LabHome) -> list[psutil.Process]:
+    """Return the live processes that belong to this home, whoever their parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(OWNER_VARIABLE) == str(home.root) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def sweep(home: LabHome, grace_seconds: float = 3.0) -> int:
+    """End every process of this home, politely first; return how many there were."""
+    processes = owned_processes(home)
+    for process in processes:
+        _signal(process, process.terminate)
+    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    for process in alive:
+        _signal(process, process.kill)
+    psutil.wait_procs(alive, timeout=grace_seconds)
+    return len(processes)
+
+
+def _signal(process: psutil.Process, send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.Error:
+        return
+
+
+def port_owner(port: int) -> str:
+    """Return who listens on a loopback port, for an error message; empty when nobody can be named."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except (psutil.Error, OSError):
+        pass
+    return ""
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on this loopback port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody uses at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

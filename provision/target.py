@@ -1,0 +1,76 @@
+"""What every target can do; the one interface through which labs acts on services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from provision.errors import UsageError
+from provision.home import LabHome, lab_home
+
+Report = Callable[[str], None]
+TARGETS = ("local",)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing an install would do: `action` on `name`, and why."""
+
+    action: str
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.name}: {self.why}"
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One service as it is now; memory in bytes, `detail` says what is wrong when it does not run."""
+
+    name: str
+    node: str
+    state: str
+    pid: int
+    memory: int
+    log: str
+    detail: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.state == "RUNNING"
+
+
+class Target(Protocol):
+    """Where Airflow runs."""
+
+    name: str
+    home: LabHome
+
+    def plan(self, variant: str, changes: Mapping[str, str] | None = None) -> list[Change]:
+        """Return what `install` would do now, changing nothing."""
+
+    def install(self, variant: str, changes: Mapping[str, str] | None = None, report: Report = ...) -> list[Change]:
+        """Make the variant run with these setting changes; return what had to be done (nothing, if it ran)."""
+
+    def status(self) -> list[ServiceStatus]:
+        """Return every service of the installed variant."""
+
+    def logs(self, service: str, lines: int) -> str:
+        """Return the last lines that a service printed."""
+
+    def stop(self, report: Report = ...) -> int:
+        """Stop every service; return how many processes ended."""
+
+    def destroy(self, report: Report = ...) -> None:
+        """Stop everything and remove what was made; works on a damaged installation too."""
+
+
+def open_target(name: str, home: LabHome | None = None) -> Target:
+    """Return the target called `name`; raises UsageError that lists the targets there are."""
+    if name == "local":
+        from provision.local.target import LocalTarget
+
+        return LocalTarget(home or lab_home())
+    raise UsageError(f"Unknown target {name!r}.", f"choose one of: {', '.join(TARGETS)}")
