@@ -1,0 +1,1 @@
+"""Everything that measures: probes, timelines, predictions, checks, results, reports."""

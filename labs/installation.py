@@ -1,0 +1,89 @@
+"""Reads the installation file that provision writes: the only thing labs knows about where Airflow runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labs.errors import LabError
+
+
+def home_folder() -> Path:
+    """Return `$LAB_HOME`, or `.lab` beside this package."""
+    return Path(os.environ.get("LAB_HOME") or Path(__file__).resolve().parent.parent / ".lab").expanduser().resolve()
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One Airflow: the content of the installation file."""
+
+    document: dict[str, Any]
+
+    @property
+    def variant(self) -> str:
+        return self.document["variant"]
+
+    @property
+    def target(self) -> str:
+        return self.document["target"]
+
+    @property
+    def api_url(self) -> str:
+        return self.document["api"]["url"]
+
+    @property
+    def user(self) -> str:
+        return self.document["api"]["user"]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return self.document["settings"]
+
+    @property
+    def changes(self) -> dict[str, str]:
+        return self.document["changes"]
+
+    @property
+    def spec_folder(self) -> Path:
+        return Path(self.document["spec_folder"])
+
+    @property
+    def home(self) -> Path:
+        return Path(self.document["home"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return self.document["versions"]
+
+    @property
+    def services(self) -> list[dict[str, str]]:
+        return self.document["services"]
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        return self.document["nodes"]
+
+    def password(self) -> str:
+        """Return the API password; raises LabError when the credentials file cannot be read."""
+        file = Path(self.document["api"]["credentials"])
+        try:
+            return json.loads(file.read_text())["api_password"]
+        except (OSError, ValueError, KeyError) as error:
+            raise LabError(f"The credentials file {file} cannot be read: {error}.", "fab destroy, then fab install VARIANT") from error
+
+
+def read_installation(home: Path | None = None) -> Installation:
+    """Return the installation in `home`; raises LabError when there is none or its file is damaged."""
+    file = (home or home_folder()) / "installation.json"
+    if not file.exists():
+        raise LabError(f"No Airflow is installed in {file.parent}.", "fab install sqlite   (or: labs run, which installs what it needs)")
+    try:
+        document = json.loads(file.read_text())
+        if document["schema"] != 1:
+            raise ValueError(f"schema {document['schema']} is unknown")
+        return Installation(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"{file} is damaged: {error}.", "fab destroy, then fab install VARIANT") from error

@@ -1,0 +1,207 @@
+"""The limit model: a spec and the settings in, the peak and the limit that binds it out. All pure.
+
+The model admits task instances the way the scheduler does (airflow/jobs/scheduler_job_runner.py of 3.3.2,
+`_executable_task_instances_to_queued`): highest priority first, each one only if every limit has room for
+it, a refused one leaving room for smaller ones behind it. Nothing ends while it looks, because a probe's
+tasks hold: what is admitted when nothing more can be is what the gate will show.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+from labs.errors import LabError
+from labs.spec import Group, Spec
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A task instance that is ready to run, as the limits see it."""
+
+    run: int
+    group: Group
+    index: int
+
+    @property
+    def priority(self) -> int:
+        """Its priority weight."""
+        return self.group.priority[self.index] if isinstance(self.group.priority, tuple) else self.group.priority
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A cap: candidates of one `scope` may together weigh at most `cap`; scope None is not limited by it."""
+
+    name: str
+    cap: int
+    words: str
+    scope: Callable[[Candidate], Hashable | None]
+    weight: Callable[[Candidate], int] = lambda candidate: 1
+    # Some limits act where tasks run, not where they are admitted: what they refuse waits as `queued`.
+    at_workers: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model expects of a probe while its gate is closed.
+
+    `queued` and `scheduled` count task instances that wait in these states; `binding` says in words which
+    limit caps the peak; `exhausted` is True when the probe has too few tasks to reach any limit.
+    """
+
+    peak: int
+    queued: int
+    scheduled: int
+    binding: str
+    binding_names: tuple[str, ...]
+    exhausted: bool
+    caps: tuple[tuple[str, int], ...]
+
+    @property
+    def waiting(self) -> int:
+        """Task instances that will wait."""
+        return self.queued + self.scheduled
+
+
+def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -> Prediction:
+    """Return the prediction for a probe under these settings ("section.key") and pools (slots by name, -1 = no limit).
+
+    Raises LabError for a pool that does not exist, or an executor that the model does not know.
+    """
+    limits = limits_of(spec, settings, pools)
+    candidates = candidates_of(spec, settings)
+    running, queued = _fill(candidates, limits)
+    binding = _binding(candidates, limits, running)
+    exhausted = running == len(candidates)
+    words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
+    return Prediction(
+        peak=running,
+        queued=queued,
+        scheduled=len(candidates) - running - queued,
+        binding=words or "several limits together",
+        binding_names=tuple(limit.name for limit in binding),
+        exhausted=exhausted,
+        caps=tuple((limit.name, limit.cap) for limit in limits),
+    )
+
+
+def candidates_of(spec: Spec, settings: Mapping[str, str]) -> list[Candidate]:
+    """Return the task instances that are ready at first, in the order in which the scheduler looks at them."""
+    active_runs = spec.max_active_runs or int(settings["core.max_active_runs_per_dag"])
+    ready = [
+        Candidate(run, group, index)
+        for run in range(min(spec.runs, active_runs))
+        for group in spec.groups
+        if not group.after
+        for index in range(1 if group.chain else group.tasks)
+    ]
+    return sorted(ready, key=lambda c: (-c.priority, c.run))
+
+
+def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -> list[Limit]:
+    """Return every limit that could cap this probe."""
+    limits = [_parallelism(settings), _max_active_tasks(spec, settings)]
+    for pool in spec.pools():
+        if pool not in pools:
+            raise LabError(f"Pool {pool!r} does not exist.", f"create it first: lab.pool({pool!r}, slots=3)")
+        if pools[pool] >= 0:
+            limits.append(_pool(pool, pools[pool], spec))
+    for group in spec.groups:
+        limits += _task_limits(group)
+    return limits
+
+
+def _parallelism(settings: Mapping[str, str]) -> Limit:
+    executor, parallelism = settings["core.executor"], int(settings["core.parallelism"])
+    if executor != "LocalExecutor":
+        raise LabError(f"The limit model does not know the executor {executor!r}.", "choose a variant with the LocalExecutor")
+    # LocalExecutor starts one worker process per unit of parallelism and hands them whatever it is given:
+    # it never fills `running` (airflow/executors/local_executor.py, 3.3.2), so the scheduler goes on admitting.
+    return Limit(
+        "parallelism",
+        parallelism,
+        f"parallelism is {parallelism}: the LocalExecutor has {_plural(parallelism, 'worker process', 'worker processes')}",
+        scope=lambda c: "all",
+        at_workers=True,
+    )
+
+
+def _max_active_tasks(spec: Spec, settings: Mapping[str, str]) -> Limit:
+    # Counted per DAG run despite the name of the setting (scheduler_job_runner.py, 3.3.2).
+    cap = spec.max_active_tasks or int(settings["core.max_active_tasks_per_dag"])
+    return Limit("max_active_tasks", cap, f"max_active_tasks is {cap} in each DAG run", scope=lambda c: c.run)
+
+
+def _pool(name: str, slots: int, spec: Spec) -> Limit:
+    words = f"pool {name} has {_plural(slots, 'slot')}"
+    sizes = {group.pool_slots for group in spec.groups if group.pool == name}
+    if sizes != {1}:
+        words += f" and each task takes {' or '.join(str(s) for s in sorted(sizes))}"
+    return Limit(
+        f"pool {name}",
+        slots,
+        words,
+        scope=lambda c: name if c.group.pool == name else None,
+        weight=lambda c: c.group.pool_slots,
+    )
+
+
+def _task_limits(group: Group) -> list[Limit]:
+    def scope_for(per_run: bool) -> Callable[[Candidate], Hashable | None]:
+        # Both count one task: the instances of a mapped task share its id, other tasks have one each.
+        def scope(c: Candidate) -> Hashable | None:
+            if c.group is not group:
+                return None
+            return (None if group.mapped else c.index, c.run if per_run else None)
+
+        return scope
+
+    limits = []
+    if group.max_active_tis_per_dag is not None:
+        cap = group.max_active_tis_per_dag
+        limits.append(Limit("max_active_tis_per_dag", cap, f"max_active_tis_per_dag is {cap}", scope_for(per_run=False)))
+    if group.max_active_tis_per_dagrun is not None:
+        cap = group.max_active_tis_per_dagrun
+        limits.append(Limit("max_active_tis_per_dagrun", cap, f"max_active_tis_per_dagrun is {cap}", scope_for(per_run=True)))
+    return limits
+
+
+def _fill(candidates: list[Candidate], limits: list[Limit]) -> tuple[int, int]:
+    """Return how many candidates run, and how many are admitted but find no worker."""
+    admitted = _admit(candidates, [limit for limit in limits if not limit.at_workers])
+    running = _admit(admitted, [limit for limit in limits if limit.at_workers])
+    return len(running), len(admitted) - len(running)
+
+
+def _admit(candidates: list[Candidate], limits: list[Limit]) -> list[Candidate]:
+    used: Counter[tuple[int, Hashable]] = Counter()
+    admitted = []
+    for candidate in candidates:
+        claims = [
+            ((number, scope), limit.weight(candidate), limit.cap)
+            for number, limit in enumerate(limits)
+            if (scope := limit.scope(candidate)) is not None
+        ]
+        if all(used[key] + weight <= cap for key, weight, cap in claims):
+            admitted.append(candidate)
+            for key, weight, _ in claims:
+                used[key] += weight
+    return admitted
+
+
+def _binding(candidates: list[Candidate], limits: list[Limit], running: int) -> list[Limit]:
+    """Return the limits without which more would run: each one alone, or else those that bind only together."""
+    if running == len(candidates):
+        return []
+    without = {limit.name: _fill(candidates, [other for other in limits if other is not limit])[0] for limit in limits}
+    alone = [limit for limit in limits if without[limit.name] > running]
+    if alone:
+        return alone
+    # Equal caps hide each other; each of them alone, with no other limit, gives this very peak.
+    return [limit for limit in limits if _fill(candidates, [limit])[0] == running]
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,235 @@
+"""A probe's life: deliver its spec, trigger it, hold at the gate, release, collect, clean up."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from labs import progress, timeline
+from labs.airflow_api import AirflowApi
+from labs.checks import Plateau
+from labs.errors import LabError
+from labs.installation import Installation
+from labs.spec import Spec, as_dict
+from labs.timeline import Attempt
+from labs.waiting import wait_for
+
+PREFIX = "probe_"
+GATE_PREFIX = "lab_gate_"
+SMOKE_DAG = "lab_smoke"
+ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
+
+# The plateau must hold for at least this long, and for this many times the longest pause between two
+# starts seen so far: a slow machine is given more time by its own slowness.
+SHORTEST_HOLD_S = 2.0
+PAUSES_TO_HOLD = 3.0
+LONGEST_SETTLE_S = 180.0
+POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one probe did: its task instances (all tries), and the plateau if it held at the gate."""
+
+    spec: Spec
+    dag_id: str
+    attempts: tuple[Attempt, ...]
+    plateau: Plateau | None
+    triggered: float
+    run_states: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Most task instances running at once, by start and end times."""
+        return timeline.peak(self.attempts)
+
+
+class Probe:
+    """One probe on one Airflow; use it as a context manager, so that nothing stays held or running."""
+
+    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watch: Callable[[], None] = lambda: None) -> None:
+        self.spec = spec
+        self.dag_id = f"{PREFIX}{spec.name}_{uuid.uuid4().hex[:8]}"
+        self.gate = GATE_PREFIX + self.dag_id
+        self.run_ids: list[str] = []
+        self.triggered = 0.0
+        self._file = installation.spec_folder / f"{self.dag_id}.json"
+        self._api = api
+        # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
+        self._watch = watch
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def deliver(self) -> None:
+        """Put the spec into the DAG folder and have it parsed at once, not at the DAG processor's leisure."""
+        progress.report(f"delivering {self._words()}")
+        if self.spec.holds:
+            self._api.set_variable(self.gate, "closed")
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(json.dumps(self.spec.document(self.dag_id, self.gate), indent=1, sort_keys=True) + "\n")
+        temporary.replace(self._file)
+        self._parse()
+        asked = time.monotonic()
+
+        def known() -> bool:
+            nonlocal asked
+            self._watch()
+            if time.monotonic() - asked > 5:
+                self._parse()
+                asked = time.monotonic()
+            return self._api.dag(self.dag_id) is not None
+
+        try:
+            wait_for(known, 90, f"Parsing DAG {self.dag_id}", every_s=0.1, hint="fab logs dag-processor")
+        except LabError as error:
+            problems = [e["stack_trace"].strip().splitlines()[-1] for e in self._api.import_errors()]
+            raise LabError("\n".join([error.message, *problems]), error.hint) from error
+
+    def _parse(self) -> None:
+        smoke = self._api.dag(SMOKE_DAG)
+        if smoke is None:
+            raise LabError("Airflow does not know the labs' DAG file.", "fab install VARIANT, which puts it back")
+        self._api.parse(smoke["file_token"])
+
+    def trigger(self) -> None:
+        """Start every DAG run of the spec."""
+        self.triggered = time.time()
+        for _ in range(self.spec.runs):
+            self.run_ids.append(self._api.trigger(self.dag_id))
+
+    def hold(self) -> Plateau:
+        """Return the plateau: the running count once it stayed put while the gate was closed.
+
+        Nothing is known here of any prediction, so that none can decide when to stop looking. The plateau
+        is not `settled` if the counts still changed when the time was up.
+        """
+        watcher = PlateauWatcher(time.monotonic())
+        while True:
+            self._watch()
+            plateau = watcher.observe(time.monotonic(), self._counts())
+            progress.report(f"gate closed: {plateau.running} running, {plateau.queued} queued, {plateau.scheduled} scheduled")
+            if plateau.settled or watcher.elapsed > LONGEST_SETTLE_S:
+                return plateau
+            time.sleep(POLL_S)
+
+    def _counts(self) -> dict[str, int]:
+        return timeline.states(timeline.attempt_from_api(row) for row in self._api.task_instances(self.dag_id))
+
+    def release(self) -> None:
+        """Open the gate."""
+        if self.spec.holds:
+            self._api.set_variable(self.gate, "open")
+
+    def wait(self, timeout_s: float = 900) -> dict[str, str]:
+        """Return the final state of every DAG run by run id; polls the runs, never their task instances."""
+        left = dict.fromkeys(self.run_ids, "")
+
+        def ended() -> bool:
+            self._watch()
+            for run_id, state in left.items():
+                if state not in ENDED:
+                    left[run_id] = self._api.dag_run_state(self.dag_id, run_id)
+            count = sum(state in ENDED for state in left.values())
+            progress.report(f"running {self._words()}: {count} of {len(left)} DAG runs ended")
+            return count == len(left)
+
+        wait_for(ended, timeout_s, f"The end of {self.dag_id}", every_s=0.5)
+        return left
+
+    def collect(self) -> tuple[Attempt, ...]:
+        """Return every try of every task instance."""
+        rows = self._api.task_instances(self.dag_id)
+        earlier = [old for row in rows if (row.get("try_number") or 0) > 1 for old in self._api.earlier_tries(row)]
+        return tuple(timeline.attempt_from_api(row) for row in [*rows, *earlier])
+
+    def remove(self) -> None:
+        """Open the gate, end what still runs, and take DAG, spec and gate away; safe to repeat."""
+        try:
+            if self.run_ids:
+                release_dag(self._api, self.dag_id, self.gate if self.spec.holds else None)
+        finally:
+            self._file.unlink(missing_ok=True)
+        self._api.delete_dag(self.dag_id)
+        if self.spec.holds:
+            self._api.delete_variable(self.gate)
+
+    def _words(self) -> str:
+        first = self.spec.groups[0]
+        kinds = "/".join(sorted({group.kind for group in self.spec.groups}))
+        return f"probe {self.spec.name} ({self.spec.task_count} {kinds} tasks{f' of {first.seconds:g} s' if first.seconds else ''})"
+
+
+class PlateauWatcher:
+    """Decides when a running count has stayed put for long enough. Pure: it is told the time."""
+
+    def __init__(self, now: float) -> None:
+        self._begun = self._last_change = self._now = now
+        self._longest_pause = 0.0
+        self._last: tuple[int, int, int] | None = None
+        self._polls = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the watcher began."""
+        return self._now - self._begun
+
+    def observe(self, now: float, counts: dict[str, int]) -> Plateau:
+        """Return what is known after this reading of task instances per state."""
+        reading = (counts.get("running", 0), counts.get("queued", 0), counts.get("scheduled", 0))
+        self._now = now
+        if reading != self._last:
+            self._longest_pause = max(self._longest_pause, now - self._last_change)
+            self._last, self._last_change, self._polls = reading, now, 0
+        self._polls += 1
+        held = now - self._last_change
+        running, queued, scheduled = reading
+        # Until the scheduler has looked at the run at all, nothing has been measured.
+        settled = any(reading) and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
+        return Plateau(running, queued, scheduled, self._polls, held, settled)
+
+
+def run_probe(
+    installation: Installation, api: AirflowApi, spec: Spec, watch: Callable[[], None] = lambda: None, timeout_s: float = 900
+) -> ProbeResult:
+    """Return what the probe did, from delivery to collection; it is removed again whatever happens."""
+    with Probe(installation, api, spec, watch) as probe:
+        probe.deliver()
+        probe.trigger()
+        plateau = probe.hold() if spec.holds else None
+        probe.release()
+        states = probe.wait(timeout_s)
+        return ProbeResult(spec, probe.dag_id, probe.collect(), plateau, probe.triggered, states)
+
+
+def release_dag(api: AirflowApi, dag_id: str, gate: str | None) -> None:
+    """Open a DAG's gate and end its runs, so that no task of it goes on."""
+    if gate:
+        api.set_variable(gate, "open")
+    for run_id in api.active_runs(dag_id):
+        api.fail_run(dag_id, run_id)
+
+
+def reset(installation: Installation, api: AirflowApi) -> int:
+    """Remove every probe that an interrupted lab left behind; return how many there were."""
+    left = {dag["dag_id"] for dag in api.dags(PREFIX)} | {f.stem for f in installation.spec_folder.glob(f"{PREFIX}*.json")}
+    for dag_id in sorted(left):
+        progress.report(f"removing {dag_id}, left by an interrupted lab")
+        if api.dag(dag_id):
+            release_dag(api, dag_id, GATE_PREFIX + dag_id)
+        (installation.spec_folder / f"{dag_id}.json").unlink(missing_ok=True)
+        api.delete_dag(dag_id)
+    for gate in api.variables(GATE_PREFIX):
+        api.delete_variable(gate)
+    return len(left)
+
+
+def describe(spec: Spec) -> str:
+    """Return the spec as a lab would write it, for tables."""
+    return ", ".join(f"{key}={value}" for key, value in as_dict(spec).items())
