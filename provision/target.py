@@ -42,6 +42,19 @@ class ServiceStatus:
         return self.state == "RUNNING"
 
 
+@dataclass(frozen=True)
+class ProcessInfo:
+    """One process of an installation; memory in bytes, `shared_memory` counts shared pages in proportion (0 if unknown)."""
+
+    pid: int
+    parent: int
+    service: str
+    title: str
+    memory: int
+    shared_memory: int
+    cpu_seconds: float
+
+
 class Target(Protocol):
     """Where Airflow runs."""
 
@@ -56,6 +69,12 @@ class Target(Protocol):
 
     def status(self) -> list[ServiceStatus]:
         """Return every service of the installed variant."""
+
+    def processes(self) -> list[ProcessInfo]:
+        """Return every process of the installation, parents before children."""
+
+    def require_alive(self) -> None:
+        """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
 
     def logs(self, service: str, lines: int) -> str:
         """Return the last lines that a service printed."""

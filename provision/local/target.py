@@ -20,6 +20,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY, ROOM_TO_RUN_MIB, LabHome, require_room, write_private
 from provision.local import postgres
 from provision.local.health import require_alive, wait_until_healthy
+from provision.local.processes import process_table
 from provision.local.supervisor import (
     Program,
     Supervisor,
@@ -33,7 +34,7 @@ from provision.local.supervisor import (
 )
 from provision.lock import exclusive
 from provision.pins import airflow_version
-from provision.target import Change, Report, ServiceStatus
+from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.variants import Variant, variant_named
 
 NODE = "localhost"
@@ -106,6 +107,18 @@ class LocalTarget:
             log = str(log_path(self.home, state.name))
             rows.append(ServiceStatus(state.name, NODE, state.state, state.pid, _tree_memory(state.pid), log, detail))
         return rows
+
+    def processes(self) -> list[ProcessInfo]:
+        """Return every process of the installation, parents before children."""
+        return process_table(self.home, {pid: name for name, pid in self._running().items()})
+
+    def require_alive(self) -> None:
+        """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
+        supervisor = self._supervisor()
+        started = _read_json(self.home.state / "services.json")
+        if supervisor is None or not started:
+            raise ProvisionError("Nothing is installed here.", "fab install VARIANT")
+        require_alive(self.home, supervisor, list(started))
 
     def logs(self, service: str, lines: int = 50) -> str:
         """Return the last lines that a service printed; raises UsageError for one that has no log."""
@@ -362,14 +375,6 @@ class LocalTarget:
             ],
         }
         write_private(self.home.installation, json.dumps(document, indent=1, sort_keys=True) + "\n")
-
-    def require_alive(self) -> None:
-        """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
-        supervisor = self._supervisor()
-        started = _read_json(self.home.state / "services.json")
-        if supervisor is None or not started:
-            raise ProvisionError("Nothing is installed here.", "fab install VARIANT")
-        require_alive(self.home, supervisor, list(started))
 
 
 def _purpose(name: str) -> str:

@@ -1,0 +1,209 @@
+"""What a notebook works with: one `Lab` that predicts, runs, checks, records and cleans up after itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from IPython.display import SVG, display
+from matplotlib.figure import Figure
+
+from labs import checks, limits, plots, probe, progress, results, services
+from labs.airflow_api import AirflowApi
+from labs.checks import Measurement
+from labs.display import Note, Table, summary, table, verdict_note
+from labs.errors import LabError
+from labs.installation import Installation, read_installation
+from labs.limits import Prediction
+from labs.probe import ProbeResult
+from labs.spec import parse
+from provision.home import lab_home
+from provision.lock import exclusive
+
+
+class Bench:
+    """Probes on one Airflow; a lab has one, and one more for each throw-away installation."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.api = AirflowApi(installation)
+        self._watch = services.watcher(installation)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The effective settings by "section.key"."""
+        return self.installation.settings
+
+    def predict(self, spec: Mapping[str, Any], pools: Mapping[str, int] | None = None) -> Prediction:
+        """Return what the limit model expects of a probe; `pools` replaces the pools that Airflow has now."""
+        return limits.predict(parse(spec), self.settings, self.api.pools() if pools is None else pools)
+
+    def run(self, spec: Mapping[str, Any], timeout_s: float = 900) -> ProbeResult:
+        """Return what Airflow did with a probe: run it to its end, through the gate if it holds."""
+        with exclusive(lab_home(), "a notebook"):
+            return probe.run_probe(self.installation, self.api, parse(spec), self._watch, timeout_s)
+
+    def set_pool(self, name: str, slots: int) -> None:
+        """Create a pool or change its slots."""
+        self.api.set_pool(name, slots, "made by a lab")
+
+    def processes(self) -> list[Any]:
+        """Return every process of the installation now."""
+        return services.processes(self.installation)
+
+
+class Lab(Bench):
+    """One notebook's session with the installed Airflow, and its result record."""
+
+    def __init__(self, name: str, result_path: str = "", parameters: Mapping[str, Any] | None = None, title: str = "") -> None:
+        """Open the lab; raises LabError when no Airflow runs. Without `result_path` nothing is written."""
+        super().__init__(read_installation())
+        self.name, self.title = name, title
+        self._result_path = Path(result_path) if result_path else None
+        self._parameters = dict(parameters or {})
+        self._started = datetime.now(UTC)
+        self._measurements: list[Measurement] = []
+        self._plots: list[dict[str, str]] = []
+        self._pools: set[str] = set()
+        self._changes_before = dict(self.installation.changes)
+        self._watch()
+        with exclusive(lab_home(), "a notebook"):
+            probe.reset(self.installation, self.api)
+        self._save(complete=False)
+
+    # -- acting --------------------------------------------------------------------------------------
+
+    def pool(self, name: str, slots: int) -> Note:
+        """Create a pool for this lab, or change its slots; it is removed when the lab finishes."""
+        self.set_pool(name, slots)
+        self._pools.add(name)
+        return Note(f"Pool {name} has {slots} {'slot' if slots == 1 else 'slots'}.")
+
+    def change_settings(self, changes: Mapping[str, Any]) -> Note:
+        """Give Airflow these settings ("section.key": value) on top of the variant's; services concerned restart."""
+        wanted = {name: str(value) for name, value in changes.items()}
+        words = ", ".join(f"{name} = {value}" for name, value in wanted.items()) or "the settings of its variant"
+        progress.report(f"restarting what reads {words}")
+        with exclusive(lab_home(), "a notebook"):
+            self.installation = services.change_settings(self.installation, wanted, progress.report)
+        return Note(f"Airflow runs with {words}.")
+
+    @contextlib.contextmanager
+    def throwaway(self, variant: str, changes: Mapping[str, Any], name: str = "experiment") -> Iterator[Bench]:
+        """Lend a second Airflow for an experiment that may break it; it is destroyed at the end of the block."""
+        wanted = {key: str(value) for key, value in changes.items()}
+        progress.report(f"installing a throw-away {variant}")
+        with services.throwaway(self.installation.target, variant, wanted, name, progress.report) as installation:
+            yield Bench(installation)
+
+    # -- checking ------------------------------------------------------------------------------------
+
+    def check_peak(self, name: str, prediction: Prediction, result: ProbeResult) -> Note:
+        """Compare a predicted peak with the gate's plateau and the timeline; the verdict goes on record."""
+        return self._verdict(checks.check_peak(name, prediction, result.plateau, result.peak))
+
+    def check(self, name: str, predicted: Any, measured: Any, binding: str = "", evidence: dict[str, Any] | None = None) -> Note:
+        """Compare two values exactly; the verdict goes on record."""
+        return self._verdict(checks.check_exact(name, predicted, measured, binding=binding, evidence=evidence))
+
+    def check_bound(
+        self, name: str, measured: float | None, at_least: float | None = None, at_most: float | None = None, unit: str = ""
+    ) -> Note:
+        """Check that a number stays within bounds that hold on every machine; the verdict goes on record."""
+        return self._verdict(checks.check_bound(name, measured, at_least=at_least, at_most=at_most, unit=unit))
+
+    def exercise(self, name: str, answer: Any, judge: Callable[[Any], Measurement | bool], hint: str) -> Note:
+        """Judge an answer; one that is missing or makes `judge` refuse it shows the hint and fails."""
+        full_name = f"exercise: {name}"
+        try:
+            judged = judge(answer) if answer is not None else False
+        except LabError as error:
+            judged, hint = False, f"{error.message} {error.hint}"
+        if isinstance(judged, Measurement):
+            correct, why = judged.verdict == checks.PASS, judged.why
+        else:
+            correct, why = bool(judged), ""
+        self._record(checks.check_exact(full_name, "solved", "solved" if correct else "not yet"))
+        text = f"{full_name}: " + ("solved. " if correct else f"not yet. {hint} ") + why
+        return Note(text.strip(), checks.PASS if correct else checks.FAIL)
+
+    def exercise_peak(self, name: str, spec: Any, peak: int, hint: str, binding: str = "") -> Note:
+        """Judge a probe that the learner wrote by running it: its peak must be `peak`, capped by the limit `binding`."""
+
+        def judge(answer: Any) -> Measurement:
+            prediction = self.predict(answer)
+            if binding and binding not in prediction.binding_names:
+                raise LabError(f"The limit that binds is {', '.join(prediction.binding_names) or 'none'}, not {binding}.", hint)
+            result = self.run(answer)
+            seen = result.plateau.running if result.plateau and result.plateau.waiting else None
+            return checks.check_exact(name, peak, seen)
+
+        return self.exercise(name, spec, judge, hint)
+
+    def timing(self, name: str, samples: Sequence[float], unit: str = "s") -> None:
+        """Record raw samples; they are compared only with a baseline from the same machine."""
+        self._record(checks.timing(name, samples, unit))
+
+    def info(self, name: str, value: Any) -> None:
+        """Record a fact that is never compared."""
+        self._record(checks.info(name, value))
+
+    def _verdict(self, measurement: Measurement) -> Note:
+        self._record(measurement)
+        return verdict_note(measurement)
+
+    def _record(self, measurement: Measurement) -> None:
+        # Running a cell again replaces what it recorded before.
+        self._measurements = [m for m in self._measurements if m.name != measurement.name] + [measurement]
+        progress.report(f"checked {measurement.name}" + (f": {measurement.verdict}" if measurement.verdict else ""))
+        self._save(complete=False)
+
+    # -- showing -------------------------------------------------------------------------------------
+
+    def show(self, figure: Figure, see: str) -> None:
+        """Show a plot with a sentence that says what to see in it; it also goes into the report."""
+        text, title = plots.svg(figure), figure.axes[0].get_title()
+        if self._result_path:
+            file = self._result_path.with_suffix("") / f"plot-{len(self._plots) + 1:02d}.svg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            self._plots = [p for p in self._plots if p["title"] != title]
+            self._plots.append({"title": title, "see": see, "file": str(file.relative_to(self._result_path.parent))})
+            self._save(complete=False)
+        display(SVG(text), Note(see))
+
+    def finish(self) -> Table:
+        """Put pools and settings back as they were, complete the result record, and return the table of verdicts."""
+        probe.reset(self.installation, self.api)
+        for name in sorted(self._pools):
+            self.api.delete_pool(name)
+        self._pools.clear()
+        if self.installation.changes != self._changes_before:
+            self.change_settings(self._changes_before)
+        self._save(complete=True)
+        return summary(self._measurements)
+
+    def _save(self, *, complete: bool) -> None:
+        if self._result_path:
+            document = results.record(
+                self.name, self.installation, self._parameters, self._started, self._measurements,
+                complete=complete, plots=self._plots, title=self.title,
+            )  # fmt: skip
+            results.write(self._result_path, document)
+
+
+@contextlib.contextmanager
+def expect_error(kind: type[Exception] = LabError) -> Iterator[None]:
+    """Show an error that the lab provokes on purpose; raises AssertionError if it does not come."""
+    try:
+        yield
+    except kind as error:
+        display(Note(str(error)))
+    else:
+        raise AssertionError(f"{kind.__name__} was expected and did not come")
+
+
+__all__ = ["Lab", "Note", "expect_error", "table"]

@@ -1,0 +1,186 @@
+"""Lab after lab: the installation it needs, the notebook through papermill, its result, the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from labs import catalog, probe, report, results, services
+from labs.airflow_api import AirflowApi
+from labs.catalog import LabFile
+from labs.checks import FAIL, INCONCLUSIVE, overall
+from labs.errors import LabError
+from labs.execute import CELL_SECONDS, execute
+from labs.installation import Installation, read_installation
+from labs.watch import Tail, Watch
+from provision.errors import ProvisionError
+from provision.home import REPOSITORY, lab_home
+from provision.lock import exclusive
+
+RUNS = REPOSITORY / "runs"
+# When this lab fails, nothing measured after it could be trusted.
+GATEKEEPER = "00-start-here"
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of labs left behind."""
+
+    folder: Path
+    records: tuple[dict[str, Any], ...]
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """The verdict over all labs."""
+        return overall([record["verdict"] for record in self.records])
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all passed, 1 when one failed, 3 when one is inconclusive and none failed."""
+        return EXIT_CODES[self.verdict]
+
+
+def run_labs(
+    labs: list[LabFile],
+    target: str,
+    variant: str | None,
+    parameters: Mapping[str, Mapping[str, Any]],
+    watch: Watch,
+    *,
+    runs: Path = RUNS,
+    cell_seconds: int = CELL_SECONDS,
+) -> Run:
+    """Return the finished run; raises UsageError or ProvisionError before anything runs, LabError if nothing could."""
+    groups = catalog.group_by_variant((lab, catalog.choose_variant(lab, variant, target)) for lab in labs)
+    with exclusive(lab_home(), "labs run"):
+        folder = new_folder(runs)
+        records: list[dict[str, Any]] = []
+        try:
+            for lab, installation, number in _installed(groups, target, watch):
+                watch.lab(lab.name, lab.title, installation.variant, number, len(labs))
+                records.append(_run_lab(lab, installation, folder, parameters.get(lab.name, {}), watch, cell_seconds))
+                watch.ended(records[-1])
+                if lab.name == GATEKEEPER and records[-1]["verdict"] == FAIL:
+                    watch.line(f"The series stops here: {GATEKEEPER} found the installation not to be in order.", "red")
+                    break
+        except KeyboardInterrupt:
+            watch.line("Interrupted; releasing what the lab held.", "yellow")
+            raise
+        finally:
+            _release(watch)
+            page = _finish(folder, watch)
+    return Run(folder, tuple(records), page)
+
+
+def _installed(groups: list[tuple[str, list[LabFile]]], target: str, watch: Watch) -> Iterable[tuple[LabFile, Installation, int]]:
+    number = 0
+    for variant, labs in groups:
+        for lab in labs:
+            number += 1
+            # Before each lab, not once: an earlier one may have died with a setting changed or a service gone.
+            installation = services.ensure(target, variant, {}, watch.doing)
+            yield lab, installation, number
+
+
+def new_folder(runs: Path) -> Path:
+    """Return a new, empty folder for a run, named by its UTC time."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        folder = runs / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise LabError(f"No new folder could be made in {runs}.", "remove old runs")
+
+
+def _run_lab(
+    lab: LabFile, installation: Installation, folder: Path, changed: Mapping[str, Any], watch: Watch, cell_seconds: int
+) -> dict[str, Any]:
+    result = folder / f"{lab.name}.json"
+    started, begun = datetime.now(UTC), time.monotonic()
+    progress_file = folder / f".{lab.name}.progress"
+    with Tail(progress_file, watch):
+        error = execute(
+            lab.path, folder / lab.path.name, {**changed, "result_path": str(result)}, progress_file, watch.cell, cell_seconds
+        )
+    record = _read_or_none(result)
+    if not error and (record is None or not record["complete"]):
+        error = "the notebook ended before its last cell and without an error; a cell called sys.exit, or lab.finish() is missing"
+    if record is None:
+        parameters = catalog.parameter_defaults(lab, changed)
+        record = results.record(lab.name, installation, parameters, started, [], complete=False, error=error, title=lab.title)
+    if error:
+        record = {**record, "verdict": FAIL, "complete": False, "error": error}
+        _after_failure(watch)
+    record = {**record, "title": lab.title, "seconds": round(time.monotonic() - begun, 1)}
+    results.write(result, record)
+    return record
+
+
+def _read_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return results.read(path)
+    except LabError:
+        return None
+
+
+def _after_failure(watch: Watch) -> None:
+    """Release what a broken notebook held, and say so when that fails too: the next lab starts clean or not at all."""
+    try:
+        _release(watch)
+    except (LabError, ProvisionError) as error:
+        watch.line(f"    could not clean up: {error}", "yellow")
+
+
+def _release(watch: Watch) -> None:
+    """Open gates, end the labs' DAG runs, destroy throw-away installations."""
+    services.destroy_throwaways(watch.doing)
+    try:
+        installation = read_installation()
+        probe.reset(installation, AirflowApi(installation))
+    except LabError:
+        # Nothing is installed, or its API is gone: then nothing of it runs either.
+        return
+
+
+def _finish(folder: Path, watch: Watch) -> Path:
+    watch.doing("writing the report")
+    interrupted = _mark_interrupted(folder)
+    page = folder / "report.html"
+    if interrupted or any(folder.glob("*.json")):
+        page = report.write_report(folder)
+        latest = folder.parent / "latest"
+        latest.unlink(missing_ok=True) if latest.is_symlink() else None
+        if not latest.exists():
+            latest.symlink_to(folder.name)
+    else:
+        shutil.rmtree(folder)
+    return page
+
+
+def _mark_interrupted(folder: Path) -> list[str]:
+    """Give records that were never completed an honest verdict; return their labs."""
+    names = []
+    for path in folder.glob("*.json"):
+        record = _read_or_none(path)
+        if record and not record["complete"] and not record["error"]:
+            results.write(path, {**record, "error": "interrupted", "verdict": FAIL if record["verdict"] == FAIL else INCONCLUSIVE})
+            names.append(record["lab"])
+    return names
+
+
+def as_json(run: Run) -> str:
+    """Return a run as the JSON that `labs run --json` prints."""
+    labs = [{key: r[key] for key in ("lab", "variant", "verdict", "seconds", "error")} for r in run.records]
+    document = {"run": str(run.folder), "report": str(run.report), "verdict": run.verdict, "labs": labs}
+    return json.dumps(document, indent=1, sort_keys=True)

@@ -1,0 +1,77 @@
+"""The one small interface through which labs acts on services: install, change a setting, look, throw away."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from labs.installation import Installation, read_installation
+from provision.home import LabHome, lab_home
+from provision.target import ProcessInfo, Target, open_target
+
+Report = Callable[[str], None]
+WATCH_EVERY_S = 1.0
+
+
+def target_of(installation: Installation) -> Target:
+    """Return the target on which an installation runs."""
+    shared = lab_home()
+    home = shared if installation.home == shared.root else LabHome(root=Path(installation.home), shared=shared.root)
+    return open_target(installation.target, home)
+
+
+def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report) -> Installation:
+    """Return the installation of a variant with these setting changes, after making it run if it did not."""
+    place = open_target(target)
+    place.install(variant, changes, report)
+    return read_installation(place.home.root)
+
+
+def change_settings(installation: Installation, changes: Mapping[str, str], report: Report) -> Installation:
+    """Return the installation after giving it exactly these changes; only the services concerned restart."""
+    place = target_of(installation)
+    place.install(installation.variant, changes, report)
+    return read_installation(place.home.root)
+
+
+@contextlib.contextmanager
+def throwaway(target: str, variant: str, changes: Mapping[str, str], name: str, report: Report) -> Iterator[Installation]:
+    """Lend a second installation for one experiment; it is destroyed afterwards, whatever happens."""
+    place = open_target(target, lab_home().throwaway(name))
+    try:
+        place.install(variant, changes, report)
+        yield read_installation(place.home.root)
+    finally:
+        report("removing the throw-away installation")
+        place.destroy()
+
+
+def processes(installation: Installation) -> list[ProcessInfo]:
+    """Return every process of an installation."""
+    return target_of(installation).processes()
+
+
+def watcher(installation: Installation) -> Callable[[], None]:
+    """Return a function that raises, naming the service and the end of its log, once one has died.
+
+    It may be called at every poll; it looks once a second.
+    """
+    place, last = target_of(installation), 0.0
+
+    def watch() -> None:
+        nonlocal last
+        if time.monotonic() - last >= WATCH_EVERY_S:
+            last = time.monotonic()
+            place.require_alive()
+
+    return watch
+
+
+def destroy_throwaways(report: Report) -> None:
+    """Destroy throw-away installations that an interrupted lab left behind."""
+    home = lab_home()
+    for folder in sorted((home.root / "throwaway").glob("*")):
+        report(f"removing the throw-away installation {folder.name}")
+        open_target("local", home.throwaway(folder.name)).destroy()

@@ -1,0 +1,59 @@
+"""The processes of a local installation, as the operating system shows them."""
+
+from __future__ import annotations
+
+import psutil
+
+from provision.home import LabHome
+from provision.local.supervisor import owned_processes
+from provision.target import ProcessInfo
+
+
+def process_table(home: LabHome, services: dict[int, str]) -> list[ProcessInfo]:
+    """Return every process of this home, parents before children; `services` names the main process of each service."""
+    found = {}
+    for process in owned_processes(home):
+        try:
+            with process.oneshot():
+                times, memory = process.cpu_times(), process.memory_info().rss
+                found[process.pid] = (process.ppid(), _title(process), memory, times.user + times.system)
+        except psutil.Error:
+            continue
+    shared = {pid: _proportional_memory(pid) for pid in found}
+    rows = [
+        ProcessInfo(pid, parent, _service(pid, found, services), title, memory, shared[pid], cpu)
+        for pid, (parent, title, memory, cpu) in found.items()
+    ]
+    return sorted(rows, key=lambda row: (row.service, _depth(row.pid, found), row.pid))
+
+
+def _title(process: psutil.Process) -> str:
+    words = process.cmdline()
+    if len(words) > 1 and "/" in words[0]:
+        # Python and script paths say less than what follows them.
+        words = [w.rsplit("/", 1)[-1] if w.startswith("/") else w for w in words]
+        if words[0].startswith("python"):
+            words = words[1:]
+    return " ".join(words).strip() or process.name()
+
+
+def _service(pid: int, found: dict[int, tuple], services: dict[int, str]) -> str:
+    while pid in found:
+        if pid in services:
+            return services[pid]
+        pid = found[pid][0]
+    return "supervisord"
+
+
+def _depth(pid: int, found: dict[int, tuple]) -> int:
+    depth = 0
+    while pid in found:
+        pid, depth = found[pid][0], depth + 1
+    return depth
+
+
+def _proportional_memory(pid: int) -> int:
+    try:
+        return getattr(psutil.Process(pid).memory_full_info(), "pss", 0)
+    except psutil.Error:
+        return 0
