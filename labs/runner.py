@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from labs import catalog, probe, report, results, services
+from labs import catalog, matrix, probe, report, results, services
 from labs.airflow_api import AirflowApi
 from labs.catalog import LabFile
 from labs.checks import FAIL, INCONCLUSIVE, overall
@@ -177,6 +177,20 @@ def _mark_interrupted(folder: Path) -> list[str]:
             results.write(path, {**record, "error": "interrupted", "verdict": FAIL if record["verdict"] == FAIL else INCONCLUSIVE})
             names.append(record["lab"])
     return names
+
+
+def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch, *, runs: Path = RUNS) -> tuple[dict[str, Any], Path]:
+    """Return the record of an exactness matrix and the run folder that holds it and its report."""
+    with exclusive(lab_home(), "labs matrix"):
+        installation = services.ensure(target, variant, {}, watch.doing)
+        cells = matrix.draw_cells(seed, count, installation.settings)
+        folder = new_folder(runs)
+        try:
+            record = matrix.run_matrix(installation, cells, seed, folder, watch.event)
+        finally:
+            _release(watch)
+            _finish(folder, watch)
+    return record, folder
 
 
 def as_json(run: Run) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from provision.errors import UsageError
 from provision.home import LabHome, lab_home
@@ -66,6 +66,9 @@ class Target(Protocol):
 
     def install(self, variant: str, changes: Mapping[str, str] | None = None, report: Report = ...) -> list[Change]:
         """Make the variant run with these setting changes; return what had to be done (nothing, if it ran)."""
+
+    def installed(self) -> dict[str, Any] | None:
+        """Return the content of the installation file, None unless an install ran to its end."""
 
     def status(self) -> list[ServiceStatus]:
         """Return every service of the installed variant."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -97,6 +98,10 @@ class LocalTarget:
                 self._apply(desired, todo, report)
             self._write_installation(desired)
             return built + todo
+
+    def installed(self) -> dict[str, Any] | None:
+        """Return the content of the installation file, None unless an install ran to its end."""
+        return _read_json(self.home.installation) or None
 
     def status(self) -> list[ServiceStatus]:
         """Return every program that supervisor keeps here; empty when nothing is installed."""

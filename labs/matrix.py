@@ -1,0 +1,117 @@
+"""The exactness matrix: random combinations of limits and probe shapes, each predicted and measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from labs import checks, limits, probe, results, services
+from labs.airflow_api import AirflowApi
+from labs.checks import Measurement
+from labs.installation import Installation
+from labs.spec import Spec, as_dict, parse
+
+POOL = "lab_matrix"
+# Each parallelism costs a restart of the scheduler, so a matrix uses a few of them, several cells each.
+PARALLELISM_CHOICES = (1, 2, 3, 4, 5, 6, 8)
+CELLS_PER_PARALLELISM = 6
+# Tasks beyond the predicted peak, so that some wait whatever binds.
+SURPLUS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: a setting, a pool and a probe."""
+
+    number: int
+    parallelism: int
+    slots: int
+    spec: Spec
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The change this cell makes to its variant."""
+        return {"core.parallelism": str(self.parallelism)}
+
+    def words(self) -> dict[str, Any]:
+        """Return what the cell varies, for tables and records."""
+        return {"parallelism": self.parallelism, "pool": self.slots, **{k: v for k, v in as_dict(self.spec).items() if k not in ("name", "pool", "poll_seconds")}}
+
+
+def draw_cells(seed: int, count: int, variant_settings: dict[str, str]) -> list[Cell]:
+    """Return `count` cells, the same for the same seed, grouped by parallelism; every one can be saturated."""
+    rng = random.Random(seed)
+    groups = max(1, -(-count // CELLS_PER_PARALLELISM))
+    values = sorted(rng.sample(PARALLELISM_CHOICES, min(groups, len(PARALLELISM_CHOICES))))
+    cells = [_draw(rng, number, values[number * len(values) // count], variant_settings) for number in range(count)]
+    return [replace(cell, number=number) for number, cell in enumerate(cells, 1)]
+
+
+def _draw(rng: random.Random, number: int, parallelism: int, variant_settings: dict[str, str]) -> Cell:
+    runs = rng.choice((1, 1, 1, 2, 3))
+    shape: dict[str, Any] = {
+        "name": "matrix",
+        "pool": POOL,
+        "pool_slots": rng.choice((1, 1, 1, 2, 3)),
+        "mapped": rng.random() < 0.4,
+        "runs": runs,
+        "max_active_tasks": rng.choice((None, 1, 2, 3, 5, 8)),
+        "max_active_runs": rng.choice((None, 1, 2)) if runs > 1 else None,
+    }
+    if shape["mapped"]:
+        shape["max_active_tis_per_dag"] = rng.choice((None, None, 2, 4))
+        shape["max_active_tis_per_dagrun"] = rng.choice((None, None, 1, 3))
+    slots = rng.choice((2, 3, 4, 6, 9, 12, 40))
+    settings = {**variant_settings, "core.parallelism": str(parallelism)}
+    # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
+    plenty = parse({**shape, "tasks": 40})
+    most = limits.predict(plenty, settings, {POOL: slots}).peak
+    spec = replace(plenty, groups=tuple(replace(g, tasks=most + SURPLUS) for g in plenty.groups))
+    return Cell(number, parallelism, slots, spec)
+
+
+def measure_cell(installation: Installation, cell: Cell) -> Measurement:
+    """Return the verdict on one cell, measured on an installation that has the cell's settings."""
+    api = AirflowApi(installation)
+    api.set_pool(POOL, cell.slots, "made by labs matrix")
+    prediction = limits.predict(cell.spec, installation.settings, api.pools())
+    result = probe.run_probe(installation, api, cell.spec, services.watcher(installation))
+    return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
+
+
+def run_matrix(
+    installation: Installation, cells: list[Cell], seed: int, folder: Path, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the result record of a matrix, written to `folder`/matrix.json after every cell.
+
+    The installation's own settings are put back at the end, also after an interruption.
+    """
+    started, measured, before = datetime.now(UTC), [], installation.changes
+    parameters = {"seed": seed, "cells": len(cells)}
+    try:
+        for cell in cells:
+            report(f"cell {cell.number} of {len(cells)}: {_short(cell.words())}")
+            if installation.changes != cell.settings:
+                installation = services.change_settings(installation, cell.settings, report)
+            measured.append(measure_cell(installation, cell))
+            report(f"checked {measured[-1].name}: {measured[-1].verdict}")
+            _write(installation, parameters, started, measured, folder, complete=len(measured) == len(cells))
+    finally:
+        AirflowApi(installation).delete_pool(POOL)
+        services.change_settings(installation, before, report)
+    return results.read(folder / "matrix.json")
+
+
+def _write(installation: Installation, parameters: dict, started: datetime, rows: list[Measurement], folder: Path, *, complete: bool) -> None:
+    record = results.record(
+        "matrix", installation, parameters, started, rows, complete=complete, title="Exactness matrix: limits combined at random"
+    )
+    results.write(folder / "matrix.json", record)
+
+
+def _short(words: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in words.items())
