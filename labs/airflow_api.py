@@ -223,6 +223,4 @@ def _reason(answer: requests.Response) -> str:
 
 
 def _log_line(entry: dict[str, Any]) -> str:
-    known = {"timestamp", "event", "level", "logger", "filename", "lineno"}
-    extra = " ".join(f"{k}={v}" for k, v in entry.items() if k not in known)
-    return " ".join(part for part in (str(entry.get("level") or ""), str(entry.get("event", "")), extra) if part)
+    return f"{entry.get('level') or ''} {entry.get('event', '')}".strip()

@@ -38,7 +38,8 @@ class Measurement:
 class Plateau:
     """What the gate showed: `running` task instances while `queued` and `scheduled` ones waited.
 
-    `polls` readings over `seconds` s were all the same; `expected` is how many task instances could have run.
+    `polls` readings over `seconds` s were all the same; `in_hand` is how many tasks the executor's workers
+    had taken, None if that cannot be told.
     """
 
     running: int
@@ -47,6 +48,7 @@ class Plateau:
     polls: int
     seconds: float
     settled: bool = True
+    in_hand: int | None = None
 
     @property
     def waiting(self) -> int:
@@ -67,6 +69,7 @@ def check_peak(name: str, prediction: Prediction, plateau: Plateau | None, timel
         "scheduled": plateau.scheduled,
         "polls": plateau.polls,
         "seconds": round(plateau.seconds, 1),
+        "in workers' hands": plateau.in_hand,
         "timeline peak": timeline_peak,
     }
     verdict, why = _judge_peak(prediction, plateau, timeline_peak)

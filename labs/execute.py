@@ -14,10 +14,13 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from labs import progress
 
 CELL_SECONDS = 600
+# Cells and outputs travel through files that only this user can open, not through loopback ports.
+KERNEL_OVER_SOCKET_FILES = Config({"KernelManager": {"transport": "ipc"}})
 ON_CELL: list[Callable[[int, int, str], None]] = []
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -73,7 +76,7 @@ def execute(
         papermill.execute_notebook(
             str(source), str(output), parameters=dict(parameters), engine_name="labs", kernel_name="python3",
             cwd=str(source.parent), progress_bar=False, log_output=False, execution_timeout=cell_seconds,
-            shutdown_kernel="immediate",
+            shutdown_kernel="immediate", config=KERNEL_OVER_SOCKET_FILES,
         )  # fmt: skip
     except PapermillExecutionError as error:
         return f"cell {error.cell_index + 1}: {_last_line(error)}"

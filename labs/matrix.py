@@ -79,7 +79,7 @@ def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     api = AirflowApi(installation)
     api.set_pool(POOL, cell.slots, "made by labs matrix")
     prediction = limits.predict(cell.spec, installation.settings, api.pools())
-    result = probe.run_probe(installation, api, cell.spec, services.watcher(installation))
+    result = probe.run_probe(installation, api, cell.spec, services.Watcher(installation))
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
 
 

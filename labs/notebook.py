@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from labs.display import Note, Table, summary, table, verdict_note
 from labs.errors import LabError
 from labs.installation import Installation, read_installation
 from labs.limits import Prediction
-from labs.probe import ProbeResult
+from labs.probe import Probe, ProbeResult
 from labs.spec import parse
+from provision.errors import ProvisionError
 from provision.home import lab_home
 from provision.lock import exclusive
 
@@ -30,7 +33,7 @@ class Bench:
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.api = AirflowApi(installation)
-        self._watch = services.watcher(installation)
+        self._watcher = services.Watcher(installation)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -44,11 +47,27 @@ class Bench:
     def run(self, spec: Mapping[str, Any], timeout_s: float = 900) -> ProbeResult:
         """Return what Airflow did with a probe: run it to its end, through the gate if it holds."""
         with exclusive(lab_home(), "a notebook"):
-            return probe.run_probe(self.installation, self.api, parse(spec), self._watch, timeout_s)
+            return probe.run_probe(self.installation, self.api, parse(spec), self._watcher, timeout_s)
+
+    def probe(self, spec: Mapping[str, Any]) -> Probe:
+        """Return a probe to be driven step by step in a `with` block: deliver, trigger, hold, release, wait, collect."""
+        return Probe(self.installation, self.api, parse(spec), self._watcher)
 
     def set_pool(self, name: str, slots: int) -> None:
         """Create a pool or change its slots."""
         self.api.set_pool(name, slots, "made by a lab")
+
+    def wait(self, seconds: float, why: str) -> None:
+        """Let time pass on purpose, watching that every service stays alive."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            progress.report(f"{why}: {left:.0f} s left")
+            self._watcher.require_alive()
+            time.sleep(min(1.0, left))
+
+    def airflow(self, *arguments: str, changes: Mapping[str, str] | None = None) -> str:
+        """Return what Airflow's own command prints when called beside the services, with these settings changed."""
+        return services.airflow_command(self.installation, list(arguments), dict(changes or {}))
 
     def processes(self) -> list[Any]:
         """Return every process of the installation now."""
@@ -67,9 +86,9 @@ class Lab(Bench):
         self._started = datetime.now(UTC)
         self._measurements: list[Measurement] = []
         self._plots: list[dict[str, str]] = []
-        self._pools: set[str] = set()
+        self._pools_before: dict[str, int | None] = {}
         self._changes_before = dict(self.installation.changes)
-        self._watch()
+        self._watcher.require_alive()
         with exclusive(lab_home(), "a notebook"):
             probe.reset(self.installation, self.api)
         self._save(complete=False)
@@ -77,9 +96,9 @@ class Lab(Bench):
     # -- acting --------------------------------------------------------------------------------------
 
     def pool(self, name: str, slots: int) -> Note:
-        """Create a pool for this lab, or change its slots; it is removed when the lab finishes."""
+        """Create a pool for this lab, or change its slots; it is as before when the lab finishes."""
+        self._pools_before.setdefault(name, self.api.pools().get(name))
         self.set_pool(name, slots)
-        self._pools.add(name)
         return Note(f"Pool {name} has {slots} {'slot' if slots == 1 else 'slots'}.")
 
     def change_settings(self, changes: Mapping[str, Any]) -> Note:
@@ -178,9 +197,9 @@ class Lab(Bench):
     def finish(self) -> Table:
         """Put pools and settings back as they were, complete the result record, and return the table of verdicts."""
         probe.reset(self.installation, self.api)
-        for name in sorted(self._pools):
-            self.api.delete_pool(name)
-        self._pools.clear()
+        for name, slots in sorted(self._pools_before.items()):
+            self.api.delete_pool(name) if slots is None else self.set_pool(name, slots)
+        self._pools_before.clear()
         if self.installation.changes != self._changes_before:
             self.change_settings(self._changes_before)
         self._save(complete=True)
@@ -195,15 +214,24 @@ class Lab(Bench):
             results.write(self._result_path, document)
 
 
+@dataclass
+class Caught:
+    """The text of an error that was provoked on purpose; empty until it came."""
+
+    text: str = ""
+
+
 @contextlib.contextmanager
-def expect_error(kind: type[Exception] = LabError) -> Iterator[None]:
-    """Show an error that the lab provokes on purpose; raises AssertionError if it does not come."""
+def expect_error(*kinds: type[Exception]) -> Iterator[Caught]:
+    """Show an error that the lab provokes on purpose, and lend its text; raises AssertionError if it does not come."""
+    caught = Caught()
     try:
-        yield
-    except kind as error:
-        display(Note(str(error)))
+        yield caught
+    except kinds or (LabError, ProvisionError) as error:
+        caught.text = str(error)
+        display(Note(caught.text))
     else:
-        raise AssertionError(f"{kind.__name__} was expected and did not come")
+        raise AssertionError("an error was expected and did not come")
 
 
 __all__ = ["Lab", "Note", "expect_error", "table"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labs import progress, timeline
@@ -13,6 +12,7 @@ from labs.airflow_api import AirflowApi
 from labs.checks import Plateau
 from labs.errors import LabError
 from labs.installation import Installation
+from labs.services import Watcher
 from labs.spec import Spec, as_dict
 from labs.timeline import Attempt
 from labs.waiting import wait_for
@@ -20,6 +20,7 @@ from labs.waiting import wait_for
 PREFIX = "probe_"
 GATE_PREFIX = "lab_gate_"
 SMOKE_DAG = "lab_smoke"
+CLOSED, OPEN = "gate closed", "gate open"
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 
 # The plateau must hold for at least this long, and for this many times the longest pause between two
@@ -50,7 +51,7 @@ class ProbeResult:
 class Probe:
     """One probe on one Airflow; use it as a context manager, so that nothing stays held or running."""
 
-    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watch: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher) -> None:
         self.spec = spec
         self.dag_id = f"{PREFIX}{spec.name}_{uuid.uuid4().hex[:8]}"
         self.gate = GATE_PREFIX + self.dag_id
@@ -58,8 +59,9 @@ class Probe:
         self.triggered = 0.0
         self._file = installation.spec_folder / f"{self.dag_id}.json"
         self._api = api
+        self._watcher = watcher
         # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
-        self._watch = watch
+        self._watch = watcher.require_alive
 
     def __enter__(self) -> Probe:
         return self
@@ -71,7 +73,7 @@ class Probe:
         """Put the spec into the DAG folder and have it parsed at once, not at the DAG processor's leisure."""
         progress.report(f"delivering {self._words()}")
         if self.spec.holds:
-            self._api.set_variable(self.gate, "closed")
+            self._api.set_variable(self.gate, CLOSED)
         temporary = self._file.with_suffix(".new")
         temporary.write_text(json.dumps(self.spec.document(self.dag_id, self.gate), indent=1, sort_keys=True) + "\n")
         temporary.replace(self._file)
@@ -113,7 +115,7 @@ class Probe:
         watcher = PlateauWatcher(time.monotonic())
         while True:
             self._watch()
-            plateau = watcher.observe(time.monotonic(), self._counts())
+            plateau = watcher.observe(time.monotonic(), self._counts(), self._watcher.tasks_in_hand())
             progress.report(f"gate closed: {plateau.running} running, {plateau.queued} queued, {plateau.scheduled} scheduled")
             if plateau.settled or watcher.elapsed > LONGEST_SETTLE_S:
                 return plateau
@@ -125,7 +127,7 @@ class Probe:
     def release(self) -> None:
         """Open the gate."""
         if self.spec.holds:
-            self._api.set_variable(self.gate, "open")
+            self._api.set_variable(self.gate, OPEN)
 
     def wait(self, timeout_s: float = 900) -> dict[str, str]:
         """Return the final state of every DAG run by run id; polls the runs, never their task instances."""
@@ -180,8 +182,12 @@ class PlateauWatcher:
         """Seconds since the watcher began."""
         return self._now - self._begun
 
-    def observe(self, now: float, counts: dict[str, int]) -> Plateau:
-        """Return what is known after this reading of task instances per state."""
+    def observe(self, now: float, counts: dict[str, int], in_hand: int | None = None) -> Plateau:
+        """Return what is known after this reading of task instances per state.
+
+        `in_hand` is how many tasks the executor's workers have taken, None if nobody knows. One that is
+        taken but not running is starting: as long as there is one, the running count is not a plateau.
+        """
         reading = (counts.get("running", 0), counts.get("queued", 0), counts.get("scheduled", 0))
         self._now = now
         if reading != self._last:
@@ -191,15 +197,16 @@ class PlateauWatcher:
         held = now - self._last_change
         running, queued, scheduled = reading
         # Until the scheduler has looked at the run at all, nothing has been measured.
-        settled = any(reading) and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
-        return Plateau(running, queued, scheduled, self._polls, held, settled)
+        starting = in_hand is not None and in_hand != running
+        settled = any(reading) and not starting and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
+        return Plateau(running, queued, scheduled, self._polls, held, settled, in_hand)
 
 
 def run_probe(
-    installation: Installation, api: AirflowApi, spec: Spec, watch: Callable[[], None] = lambda: None, timeout_s: float = 900
+    installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, timeout_s: float = 900
 ) -> ProbeResult:
     """Return what the probe did, from delivery to collection; it is removed again whatever happens."""
-    with Probe(installation, api, spec, watch) as probe:
+    with Probe(installation, api, spec, watcher) as probe:
         probe.deliver()
         probe.trigger()
         plateau = probe.hold() if spec.holds else None
@@ -211,7 +218,7 @@ def run_probe(
 def release_dag(api: AirflowApi, dag_id: str, gate: str | None) -> None:
     """Open a DAG's gate and end its runs, so that no task of it goes on."""
     if gate:
-        api.set_variable(gate, "open")
+        api.set_variable(gate, OPEN)
     for run_id in api.active_runs(dag_id):
         api.fail_run(dag_id, run_id)
 

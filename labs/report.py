@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
-from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from labs import results
 from labs.checks import FAIL, INCONCLUSIVE, PASS, overall
 from labs.display import SIGNS
 from labs.errors import LabError
+from labs.notebook_page import export_notebooks
+from labs.svg import inline
 
 Record = Mapping[str, Any]
 
@@ -30,20 +31,12 @@ _EMPTY_ROW = {
 }  # fmt: skip
 _RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)(?:-(\d+))?")
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_SVG = "{http://www.w3.org/2000/svg}"
-_HREFS = ("href", "{http://www.w3.org/1999/xlink}href")
-# What a page should not run or load, and what would act on the whole page (matplotlib's style is in report.css).
-_SVG_DROPPED = {"script", "style", "foreignObject", "image", "a", "metadata", "title"}
-_URL = re.compile(r"url\(\s*['\"]?([^)'\"]*)['\"]?\s*\)")
 
 
 def latest_run(runs: Path) -> Path:
     """Return the newest run folder that holds results; raises LabError if there is none."""
-    found = [
-        ((name[1], int(name[2] or 1)), folder)
-        for folder in (runs.iterdir() if runs.is_dir() else ())
-        if (name := _RUN_NAME.fullmatch(folder.name)) and not folder.is_symlink() and any(folder.glob("*.json"))
-    ]
+    folders = [folder for folder in (runs.iterdir() if runs.is_dir() else ()) if not folder.is_symlink() and any(folder.glob("*.json"))]
+    found = [((name[1], int(name[2] or 1)), folder) for folder in folders if (name := _RUN_NAME.fullmatch(folder.name))]
     if not found:
         raise LabError(f"{runs} holds no run with results.", "labs run")
     return max(found)[1]
@@ -52,7 +45,7 @@ def latest_run(runs: Path) -> Path:
 def write_report(folder: Path) -> Path:
     """Return the page written for a run folder, its executed notebooks exported beside it; raises LabError without results."""
     records = results.read_run(folder)
-    notebooks = _export_notebooks(folder, [record["lab"] for record in records])
+    notebooks = export_notebooks(folder, [record["lab"] for record in records])
     page = folder / PAGE
     _write(page, render(records, _read_plots(folder, records), notebooks))
     return page
@@ -63,7 +56,8 @@ def render(records: Sequence[Record], plots: Mapping[str, str], notebooks: Mappi
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(value=value_text, number=number_text, duration=duration_text, date=date_text, timing=timing_text)
+    environment.filters.update(value=value_text, lines=value_lines, breakable=breakable, duration=duration_text, date=date_text)
+    environment.filters["timing"] = timing_text
     views = [_view(number, record, plots, notebooks) for number, record in enumerate(records, 1)]
     return environment.get_template("report.html.j2").render(
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -84,27 +78,29 @@ def render(records: Sequence[Record], plots: Mapping[str, str], notebooks: Mappi
 def headline(verdicts: Sequence[str]) -> str:
     """Return how many labs passed, failed or stayed open, as a sentence."""
     count, total = {verdict: verdicts.count(verdict) for verdict in (PASS, FAIL, INCONCLUSIVE)}, len(verdicts)
+    if total == 1:
+        return {PASS: "the lab passed", FAIL: "the lab failed"}.get(verdicts[0], "the lab is inconclusive")
     if count[PASS] == total:
-        return "The lab passed." if total == 1 else f"All {total} labs passed."
+        return f"all {total} labs passed"
     parts = [f"{count[FAIL]} of {total} labs failed"] if count[FAIL] else []
     if count[INCONCLUSIVE]:
         noun = "" if parts else f" of {total} labs"
         parts.append(f"{count[INCONCLUSIVE]}{noun} {'is' if count[INCONCLUSIVE] == 1 else 'are'} inconclusive")
     if count[PASS]:
         parts.append(f"{count[PASS]} passed")
-    return ", ".join(parts) + "."
+    return ", ".join(parts)
 
 
 def _view(number: int, record: Record, plots: Mapping[str, str], notebooks: Mapping[str, str]) -> dict[str, Any]:
     """Return what the template shows of one record."""
     rows = [{**_EMPTY_ROW, **row} for row in record["measurements"]]
-    checks = [{**row, "words": _words(row)} for row in rows if row["verdict"]]
+    checks = [{**row, "words": _words(row), "gist": _gist(row)} for row in rows if row["verdict"]]
     parameters = {name: value for name, value in record["parameters"].items() if name != "result_path"}
     return {
         **record,
         "id": f"lab-{number}-" + re.sub(r"[^A-Za-z0-9-]+", "-", record["lab"]),
         "title": record.get("title") or record["lab"],
-        "error": _COLOUR_CODES.sub("", record.get("error") or ""),
+        "error": _error_text(record),
         "parameters": parameters,
         "notebook": notebooks.get(record["lab"], ""),
         "checks": checks,
@@ -113,16 +109,39 @@ def _view(number: int, record: Record, plots: Mapping[str, str], notebooks: Mapp
         "timings": [row for row in rows if row["kind"] == "timing"],
         "infos": [row for row in rows if row["kind"] == "info"],
         "plots": [
-            {"title": "", "see": "", **plot, "svg": _inline(plots.get(plot["file"], ""), f"p{number}-{position}-", plot.get("title", ""))}
+            {"title": "", "see": "", **plot, "svg": inline(plots.get(plot["file"], ""), f"p{number}-{position}-", plot.get("title", ""))}
             for position, plot in enumerate(record.get("plots") or [], 1)
         ],
     }
 
 
+def _error_text(record: Record) -> str:
+    error = _COLOUR_CODES.sub("", record.get("error") or "").strip()
+    if error == "interrupted":
+        return "The lab was interrupted; what it had measured until then is kept."
+    if not error and not record["complete"]:
+        return "The lab did not reach its end; what it had measured until then is kept."
+    return error
+
+
 def _words(row: Mapping[str, Any]) -> list[str]:
-    """Return why a check went as it did, and the binding limit unless the reason names it already."""
-    why, binding = row["why"], row["binding"]
-    return [text for text in (why, f"Binding limit: {binding}" if binding and binding not in why else "") if text]
+    """Return why a check went as it did, and the binding limit, leaving out what the row shows already."""
+    why = "" if _is_plain(row) else row["why"]
+    binding = row["binding"] if row["binding"] not in why else ""
+    return [text for text in (why, f"Binding limit: {binding}" if binding else "") if text]
+
+
+def _gist(row: Mapping[str, Any]) -> str:
+    """Return why a check did not pass, for a reader who does not have its row in view."""
+    if not _is_plain(row):
+        return row["why"] or row["binding"]
+    predicted, measured = (shorten(value_text(row[key]), 90, placeholder=" …") for key in ("predicted", "measured"))
+    return f"predicted {predicted}; measured {measured}"
+
+
+def _is_plain(row: Mapping[str, Any]) -> bool:
+    """Return whether the reason only repeats what was predicted and measured."""
+    return row["why"] in ("as predicted", "within the bound") or row["why"].startswith("predicted ")
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -157,17 +176,41 @@ def value_text(value: Any) -> str:
     if isinstance(value, int | float):
         return number_text(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {value_text(entry)}" for key, entry in value.items()) or "none"
+        return ", ".join(f"{key}: {_nested_text(entry)}" for key, entry in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(f"({value_text(v)})" if isinstance(v, list | tuple | Mapping) else value_text(v) for v in value) or "none"
+        return ", ".join(_nested_text(entry) for entry in value) or "none"
     return str(value) or "empty"
+
+
+def _nested_text(value: Any) -> str:
+    return f"({value_text(value)})" if isinstance(value, list | tuple | Mapping) and value else value_text(value)
+
+
+def value_lines(value: Any) -> list[str]:
+    """Return a recorded value as lines: an object has one for each entry."""
+    if isinstance(value, Mapping) and value:
+        return [f"{key}: {value_text(entry)}" for key, entry in value.items()]
+    return [value_text(value)]
+
+
+def breakable(text: str) -> Markup:
+    """Return escaped text in which long names may break after their dots, underscores and slashes."""
+    return Markup(re.sub(r"(?<=\w)([_./=]+)(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def number_text(value: float) -> str:
     """Return a number with three significant digits, whole numbers in full."""
-    if isinstance(value, int) or value == int(value):
-        return f"{int(value)}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    text = f"{value:.{_decimals(value)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _decimals(value: float) -> int:
+    """Return how many decimals show three significant digits."""
+    if value == int(value):
+        return 0
+    return max(0, 2 - math.floor(math.log10(abs(value))))
 
 
 def duration_text(seconds: float) -> str:
@@ -190,52 +233,12 @@ def date_text(stamp: str) -> str:
 
 
 def timing_text(samples: Sequence[float]) -> dict[str, str]:
-    """Return median, least, most and count of raw samples."""
+    """Return median, range and count of raw samples, all with the decimals that the median deserves."""
     if not samples:
-        return {"median": "no samples", "least": "", "most": "", "count": "0"}
-    texts = {"median": median(samples), "least": min(samples), "most": max(samples), "count": len(samples)}
-    return {name: number_text(number) for name, number in texts.items()}
-
-
-# -- plots -------------------------------------------------------------------------------------------
-
-
-def _inline(text: str, prefix: str, title: str) -> Markup:
-    """Return an SVG to put into a page: only what draws, and every id with a prefix; empty if it is not SVG."""
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return Markup("")
-    if root.tag != f"{_SVG}svg":
-        return Markup("")
-    clean = _clean(root, prefix)
-    clean.attrib.pop("style", None)
-    clean.attrib.update({"role": "img", "aria-label": title})
-    return Markup(ElementTree.tostring(clean, encoding="unicode"))
-
-
-def _clean(element: ElementTree.Element, prefix: str) -> ElementTree.Element:
-    copy = ElementTree.Element(element.tag.removeprefix(_SVG), dict(_attributes(element, prefix)))
-    copy.text, copy.tail = element.text, element.tail
-    # A namespace other than SVG's, and comments, draw nothing.
-    kept = [child for child in element if isinstance(child.tag, str) and child.tag.startswith(_SVG)]
-    copy.extend(_clean(child, prefix) for child in kept if child.tag.removeprefix(_SVG) not in _SVG_DROPPED)
-    return copy
-
-
-def _attributes(element: ElementTree.Element, prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in element.attrib.items():
-        if name in _HREFS:
-            if value.startswith("#"):
-                yield "href", f"#{prefix}{value[1:]}"
-        elif name == "id":
-            yield name, prefix + value
-        elif not name.startswith(("{", "on")):
-            yield name, _URL.sub(lambda found: _local_url(found, prefix), value)
-
-
-def _local_url(found: re.Match[str], prefix: str) -> str:
-    return f"url(#{prefix}{found[1][1:]})" if found[1].startswith("#") else "none"
+        return {"median": "no samples", "range": "", "count": "0"}
+    middle = median(samples)
+    texts = [f"{number:.{_decimals(middle)}f}" for number in (middle, min(samples), max(samples))]
+    return {"median": texts[0], "range": f"{texts[1]}–{texts[2]}" if len(samples) > 1 else "", "count": str(len(samples))}
 
 
 # -- files -------------------------------------------------------------------------------------------
@@ -248,56 +251,6 @@ def _read_plots(folder: Path, records: Sequence[Record]) -> dict[str, str]:
         if path.is_relative_to(folder.resolve()) and path.is_file():
             texts[file] = path.read_text(encoding="utf-8", errors="replace")
     return texts
-
-
-def _export_notebooks(folder: Path, labs: Sequence[str]) -> dict[str, str]:
-    """Return the file name of each lab's executed notebook as HTML; one that cannot be read is left out."""
-    present = [lab for lab in labs if (folder / f"{lab}.ipynb").is_file()]
-    exporter = _exporter() if present else None
-    exported = {}
-    for lab in present:
-        try:
-            text = _notebook_page(exporter, folder / f"{lab}.ipynb")
-        # An interrupted run leaves notebooks that can be broken in any way; the report matters more.
-        except Exception as error:
-            logging.getLogger(__name__).debug("%s was not exported: %r", lab, error)
-            continue
-        _write(folder / f"{lab}.html", text)
-        exported[lab] = f"{lab}.html"
-    return exported
-
-
-def _exporter() -> Any:
-    # It takes about a second to import, which only reports should pay.
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], embed_images=True)
-    exporter.register_filter("svg_title", svg_title)
-    exporter.log = logging.getLogger("labs.report.quiet")
-    exporter.log.setLevel(logging.CRITICAL)
-    return exporter
-
-
-def _notebook_page(exporter: Any, path: Path) -> str:
-    import nbformat
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        notebook = nbformat.read(path, as_version=4)
-        # Pictures that a notebook names by path lie beside its source, not beside the executed copy.
-        metadata = {"name": path.stem, "path": str(Path(__file__).parent.parent / "notebooks")}
-        text, _ = exporter.from_notebook_node(notebook, resources={"metadata": metadata})
-    return re.sub(r'href="(\d\d-[\w-]+)\.ipynb"', lambda link: _notebook_link(link, path.parent), text)
-
-
-def _notebook_link(link: re.Match[str], folder: Path) -> str:
-    return f'href="{link[1]}.html"' if (folder / f"{link[1]}.ipynb").is_file() else link[0]
-
-
-def svg_title(text: str) -> str:
-    """Return the title that an SVG gives itself, for readers who do not see it."""
-    found = re.search(r"<title[^>]*>([^<]+)</title>", text)
-    return found[1].strip() if found else "Plot; the sentence below it says what to see"
 
 
 def _write(path: Path, text: str) -> None:

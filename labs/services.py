@@ -53,20 +53,27 @@ def processes(installation: Installation) -> list[ProcessInfo]:
     return target_of(installation).processes()
 
 
-def watcher(installation: Installation) -> Callable[[], None]:
-    """Return a function that raises, naming the service and the end of its log, once one has died.
+def airflow_command(installation: Installation, arguments: list[str], changes: Mapping[str, str]) -> str:
+    """Return what Airflow's own command prints, both streams, when run with the installation's settings and `changes`."""
+    return target_of(installation).airflow(arguments, changes)
 
-    It may be called at every poll; it looks once a second.
-    """
-    place, last = target_of(installation), 0.0
 
-    def watch() -> None:
-        nonlocal last
-        if time.monotonic() - last >= WATCH_EVERY_S:
-            last = time.monotonic()
-            place.require_alive()
+class Watcher:
+    """Looks after an installation while a probe runs on it."""
 
-    return watch
+    def __init__(self, installation: Installation) -> None:
+        self._place = target_of(installation)
+        self._last = 0.0
+
+    def require_alive(self) -> None:
+        """Raise, naming the service and the end of its log, once one has died; cheap enough for every poll."""
+        if time.monotonic() - self._last >= WATCH_EVERY_S:
+            self._last = time.monotonic()
+            self._place.require_alive()
+
+    def tasks_in_hand(self) -> int | None:
+        """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
+        return self._place.tasks_in_hand()
 
 
 def destroy_throwaways(report: Report) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +75,12 @@ class Target(Protocol):
 
     def processes(self) -> list[ProcessInfo]:
         """Return every process of the installation, parents before children."""
+
+    def tasks_in_hand(self) -> int | None:
+        """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
+
+    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> str:
+        """Return what Airflow's own command prints, run with the installation's settings and `changes` on top."""
 
     def require_alive(self) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""

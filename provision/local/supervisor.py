@@ -57,7 +57,8 @@ class ProcessState:
 
     @property
     def running(self) -> bool:
-        return self.state == "RUNNING"
+        """Whether the process is there; supervisor calls its first second STARTING."""
+        return self.state in ("STARTING", "RUNNING")
 
 
 def socket_path(home: LabHome) -> Path:
@@ -147,6 +148,9 @@ class Supervisor:
             if not key.startswith(("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "JPY_", "MPLBACKEND"))
         }
         environment[OWNER_VARIABLE] = str(self.home.root)
+        # setproctitle, which Airflow's processes use, would otherwise write their titles over /proc/PID/environ
+        # and with that over the owner; titles are cut to the length of the command line instead.
+        environment["SPT_NOENV"] = "1"
         done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while done.returncode == 0 and time.monotonic() < deadline:

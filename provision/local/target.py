@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY, ROOM_TO_RUN_MIB, LabHome, require_room, write_private
 from provision.local import postgres
 from provision.local.health import require_alive, wait_until_healthy
-from provision.local.processes import process_table
+from provision.local.processes import busy_local_workers, process_table
 from provision.local.supervisor import (
     Program,
     Supervisor,
@@ -116,6 +116,25 @@ class LocalTarget:
     def processes(self) -> list[ProcessInfo]:
         """Return every process of the installation, parents before children."""
         return process_table(self.home, {pid: name for name, pid in self._running().items()})
+
+    def tasks_in_hand(self) -> int | None:
+        """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
+        scheduler = self._running().get("scheduler")
+        return busy_local_workers(scheduler) if scheduler else None
+
+    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> str:
+        """Return what Airflow's own command prints, run with the installation's settings and `changes` on top."""
+        installed = self.installed()
+        if installed is None:
+            raise ProvisionError("No variant is installed here.", "fab install VARIANT")
+        desired = self._desired(variant_named(installed["variant"]), dict(installed["changes"]))
+        overlay = {airflow.variable_name(name): value for name, value in changes.items()}
+        done = subprocess.run(
+            [str(desired.placement.airflow_binary), *arguments],
+            env={**_clean_environment(), **desired.environment, **overlay},
+            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return done.stdout + done.stderr
 
     def require_alive(self) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
