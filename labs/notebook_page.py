@@ -57,4 +57,5 @@ def _notebook_page(exporter: Any, path: Path) -> str:
 
 
 def _notebook_link(link: re.Match[str], folder: Path) -> str:
-    return f'href="{link[1]}.html"' if (folder / f"{link[1]}.ipynb").is_file() else link[0]
+    # A lab that this run left out has no page: its link becomes plain text.
+    return f'href="{link[1]}.html"' if (folder / f"{link[1]}.ipynb").is_file() else ""
