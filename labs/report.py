@@ -187,7 +187,7 @@ def _nested_text(value: Any) -> str:
 
 
 def value_lines(value: Any) -> list[str]:
-    """Return a recorded value as lines: an object has one for each entry."""
+    """Return a recorded value as lines: an object has one for each of its entries."""
     if isinstance(value, Mapping) and value:
         return [f"{key}: {value_text(entry)}" for key, entry in value.items()]
     return [value_text(value)]
@@ -195,7 +195,8 @@ def value_lines(value: Any) -> list[str]:
 
 def breakable(text: str) -> Markup:
     """Return escaped text in which long names may break after their dots, underscores and slashes."""
-    return Markup(re.sub(r"(?<=\w)([_./=]+)(?=\w)", r"\1<wbr>", str(escape(text))))
+    words = (re.sub(r"(?<=\w)([_./=]+)(?=\w)", r"\1<wbr>", word) if len(word) > 18 else word for word in str(escape(text)).split(" "))
+    return Markup(" ".join(words))
 
 
 def number_text(value: float) -> str:
