@@ -105,7 +105,7 @@ def check_bound(
     name: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None, unit: str = ""
 ) -> Measurement:
     """Return whether a number stays within bounds; bounds are for claims that no machine's speed can break."""
-    bounds = [f"at least {at_least:g}"] * (at_least is not None) + [f"at most {at_most:g}"] * (at_most is not None)
+    bounds = [f"{words} {bound:g}" for words, bound in (("at least", at_least), ("at most", at_most)) if bound is not None]
     predicted = " and ".join(bounds) + (f" {unit}" if unit else "")
     if measured is None:
         return Measurement(name, "bound", INCONCLUSIVE, predicted, None, why="nothing was measured", unit=unit)

@@ -86,6 +86,7 @@ class Lab(Bench):
         self._started = datetime.now(UTC)
         self._measurements: list[Measurement] = []
         self._plots: list[dict[str, str]] = []
+        self._plots_drawn = 0
         self._pools_before: dict[str, int | None] = {}
         self._changes_before = dict(self.installation.changes)
         self._watcher.require_alive()
@@ -186,9 +187,11 @@ class Lab(Bench):
         """Show a plot with a sentence that says what to see in it; it also goes into the report."""
         text, title = plots.svg(figure), figure.axes[0].get_title()
         if self._result_path:
-            file = self._result_path.with_suffix("") / f"plot-{len(self._plots) + 1:02d}.svg"
+            self._plots_drawn += 1
+            file = self._result_path.with_suffix("") / f"plot-{self._plots_drawn:02d}.svg"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            # The report writes the title as text above the plot.
+            file.write_text(plots.svg(figure, titled=False))
             self._plots = [p for p in self._plots if p["title"] != title]
             self._plots.append({"title": title, "see": see, "file": str(file.relative_to(self._result_path.parent))})
             self._save(complete=False)

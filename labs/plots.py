@@ -29,13 +29,15 @@ def figure(height: float = 3.2, width: float = 7.2) -> tuple[Figure, object]:
     return made, axes
 
 
-def svg(made: Figure) -> str:
-    """Return a figure as an SVG that scales with its page."""
+def svg(made: Figure, *, titled: bool = True) -> str:
+    """Return a figure as an SVG that scales with its page; untitled, the page around it writes the title."""
     import matplotlib
 
+    title = made.axes[0].title
+    title.set_visible(titled)
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        made.savefig(buffer, format="svg", metadata={"Date": None})
+        made.savefig(buffer, format="svg", metadata={"Date": None, "Title": title.get_text()})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return text.replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
@@ -61,6 +63,7 @@ def timeline_plot(attempts: Sequence[Attempt], title: str, colour_by: str = "") 
                 name = f"{colour_by} {getattr(attempt, colour_by)}" if colour_by and label == "running" else label
                 axes.barh(row, end - begin, left=begin - origin, color=colour, height=0.8, label=name)
     axes.set_yticks(range(len(shown)), [a.label for a in shown], fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set(title=title, xlabel="seconds since the first task was scheduled", ylabel="task instance")
     _legend(axes)
@@ -120,4 +123,5 @@ def _legend(axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique:
-        axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+        # Of the figure, not of the axes: there the distance would grow with the number of bars.
+        axes.figure.legend(unique.values(), unique.keys(), fontsize=9, frameon=False, loc="outside lower center", ncols=3)
