@@ -1,0 +1,95 @@
+"""The Airflow environment: what counts as complete, and settings that this Airflow knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from provision import environments
+from provision.environments import COMPLETE, check_settings_exist, environment_path, is_complete
+from provision.errors import UsageError
+from provision.home import lab_home
+
+CONFIG = """
+core:
+  description: ~
+  options:
+    parallelism: {default: "32"}
+    max_active_tasks_per_dag: {default: "16"}
+    executor: {default: "LocalExecutor"}
+scheduler:
+  options:
+    max_tis_per_query: {default: "16"}
+empty:
+  options: ~
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """Return an environment with nothing of Airflow but its table of settings."""
+    folder = tmp_path / "environment" / "lib" / "python3.11" / "site-packages" / "airflow" / "config_templates"
+    folder.mkdir(parents=True)
+    (folder / "config.yml").write_text(CONFIG)
+    return tmp_path / "environment"
+
+
+@pytest.mark.parametrize(
+    "setting", ["core.parallelism", "scheduler.max_tis_per_query", "celery.worker_concurrency", "kubernetes_executor.namespace", "empty.x"]
+)
+def test_known_settings_and_those_of_providers_are_let_through(environment, setting):
+    check_settings_exist(environment, {setting: "1"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("core.parallelsm", "did you mean: parallelism"),
+        ("core.max_active_tasks", "max_active_tasks_per_dag"),
+        ("core.zzz", "executor, max_active_tasks_per_dag, parallelism"),
+        ("core.", "executor"),
+        ("core", "executor"),
+        ("scheduler.parallelism", "max_tis_per_query"),
+        ("core.PARALLELISM", "executor"),
+    ],
+)
+def test_a_setting_that_airflow_would_ignore_is_refused_with_a_near_one(environment, setting, hint):
+    with pytest.raises(UsageError, match=f"has no setting {setting}") as refused:
+        check_settings_exist(environment, {"core.parallelism": "1", setting: "1"})
+    assert hint in refused.value.hint
+
+
+@pytest.mark.parametrize("setting", ["cor.parallelism", "shceduler.max_tis_per_query"])
+def test_a_section_that_is_nearly_one_of_airflows_is_refused(environment, setting):
+    with pytest.raises(UsageError, match="has no setting"):
+        check_settings_exist(environment, {setting: "1"})
+
+
+def test_without_changes_nothing_is_read(tmp_path: Path):
+    check_settings_exist(tmp_path / "absent", {})
+
+
+def test_an_environment_is_complete_only_with_its_last_file_and_airflow(tmp_path: Path):
+    assert not is_complete(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "airflow").write_text("")
+    assert not is_complete(tmp_path)
+    (tmp_path / COMPLETE).write_text("")
+    assert is_complete(tmp_path)
+    (tmp_path / "bin" / "airflow").unlink()
+    assert not is_complete(tmp_path)
+
+
+def test_another_lock_is_another_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    before = environment_path(lab_home())
+    assert before == environment_path(lab_home())
+    assert before.parent == lab_home().environments
+    other = tmp_path / "other.txt"
+    other.write_text("apache-airflow==0\n")
+    monkeypatch.setattr(environments, "airflow_lock", lambda: other)
+    assert environment_path(lab_home()) != before
+
+
+def test_a_throwaway_installation_uses_the_same_environment():
+    assert environment_path(lab_home().throwaway("x")) == environment_path(lab_home())

@@ -1,0 +1,81 @@
+"""The plateau watcher, which is told the time, and what a probe says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from labs.checks import Plateau
+from labs.probe import PAUSES_TO_HOLD, SHORTEST_HOLD_S, PlateauWatcher, describe
+from labs.spec import parse
+
+
+def watched(readings: list[tuple[float, int, int, int]]) -> list[Plateau]:
+    """Return what the watcher, begun at 0, says after each reading: time, running, queued, scheduled."""
+    watcher = PlateauWatcher(0.0)
+    return [watcher.observe(now, {"running": r, "queued": q, "scheduled": s}) for now, r, q, s in readings]
+
+
+def test_counts_that_stay_put_settle_after_the_shortest_hold():
+    told = watched([(0.1, 3, 0, 6), (1.0, 3, 0, 6), (SHORTEST_HOLD_S, 3, 0, 6), (SHORTEST_HOLD_S + 0.1, 3, 0, 6)])
+    assert [plateau.settled for plateau in told] == [False, False, False, True]
+    assert told[-1] == Plateau(3, 0, 6, polls=4, seconds=pytest.approx(SHORTEST_HOLD_S), settled=True)
+
+
+def test_any_change_begins_the_hold_anew():
+    told = watched([(0.1, 3, 0, 6), (2.0, 3, 1, 5), (2.2, 3, 1, 5)])
+    assert [(plateau.polls, plateau.settled) for plateau in told] == [(1, False), (1, False), (2, False)]
+
+
+def test_a_slow_machine_is_watched_for_as_long_as_its_pauses_ask():
+    pause = 2.0
+    told = watched([(0.1, 1, 0, 8), (0.1 + pause, 2, 0, 7), (5.0, 2, 0, 7), (0.1 + pause + PAUSES_TO_HOLD * pause, 2, 0, 7)])
+    assert [plateau.settled for plateau in told] == [False, False, False, True]
+
+
+def test_nothing_at_all_never_settles():
+    told = watched([(0.1, 0, 0, 0), (60.0, 0, 0, 0), (600.0, 0, 0, 0)])
+    assert not any(plateau.settled for plateau in told)
+
+
+@pytest.mark.parametrize(("in_hand", "settled"), [(None, True), (3, True), (4, False), (8, False), (0, False)])
+def test_a_count_is_no_plateau_while_a_worker_is_starting_a_task(in_hand, settled):
+    watcher = PlateauWatcher(0.0)
+    watcher.observe(0.1, {"running": 3, "queued": 5}, in_hand)
+    plateau = watcher.observe(60.0, {"running": 3, "queued": 5}, in_hand)
+    assert plateau.settled is settled
+    assert plateau.in_hand == in_hand
+
+
+def test_a_plateau_settles_once_the_last_task_in_hand_runs():
+    watcher = PlateauWatcher(0.0)
+    told = [watcher.observe(now, {"running": running, "queued": 4}, 4) for now, running in [(0.1, 3), (30.0, 3), (31.0, 4), (200.0, 4)]]
+    assert [plateau.settled for plateau in told] == [False, False, False, True]
+
+
+def test_everything_waiting_settles_too():
+    # A pool without slots: nothing runs, and that is the measurement.
+    assert watched([(0.1, 0, 0, 9), (60.0, 0, 0, 9)])[-1].settled
+
+
+def test_a_plateau_counts_only_who_runs_and_who_waits():
+    plateau = PlateauWatcher(0.0).observe(1.0, {"success": 4, "none": 2, "deferred": 1, "running": 2, "queued": 3})
+    assert (plateau.running, plateau.queued, plateau.scheduled, plateau.waiting) == (2, 3, 0, 3)
+
+
+def test_the_watcher_knows_how_long_it_has_watched():
+    watcher = PlateauWatcher(100.0)
+    assert watcher.elapsed == 0
+    watcher.observe(107.5, {})
+    assert watcher.elapsed == 7.5
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ({}, ""),
+        ({"tasks": 12, "pool": "narrow"}, "tasks=12, pool=narrow"),
+        ({"runs": 2, "tasks": 3, "priority": [1, 2, 3]}, "runs=2, tasks=3, priority=(1, 2, 3)"),
+    ],
+)
+def test_a_probe_is_described_by_what_differs_from_the_defaults(written, shown):
+    assert describe(parse(written)) == shown
