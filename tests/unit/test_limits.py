@@ -160,6 +160,28 @@ def test_at_equal_priority_mapped_groups_take_turns():
     assert counts(predicted({"groups": groups}, {"mixed": 6})) == (4, 0, 2)
 
 
+HEAVY = {"name": "heavy", "tasks": 6, "pool": "mixed", "pool_slots": 2, "priority": 10}
+CAPPED = {"name": "capped", "tasks": 6, "mapped": True, "max_active_tis_per_dag": 2, "priority": 10}
+
+
+@pytest.mark.parametrize(
+    ("first", "max_active_tasks", "expected", "binding"),
+    [
+        # The first three were measured so on Airflow 3.3.2 with the LocalExecutor and parallelism 8.
+        (HEAVY, 4, (1, 0, 11), ("max_active_tasks", "pool mixed")),
+        (CAPPED, 4, (2, 0, 10), ("max_active_tasks", "max_active_tis_per_dag")),
+        (HEAVY, 8, (7, 0, 5), ("pool mixed",)),
+        ({**HEAVY, "tasks": 1}, 4, (4, 0, 3), ("max_active_tasks",)),
+    ],
+)
+def test_tasks_behind_refused_ones_starve_when_those_fill_max_active_tasks(first, max_active_tasks, expected, binding):
+    # The scheduler looks only at the first max_active_tasks of a run, refused ones included.
+    groups = [first, {"name": "light", "tasks": 6}]
+    prediction = predicted({"groups": groups, "max_active_tasks": max_active_tasks}, {"mixed": 3})
+    assert counts(prediction) == expected
+    assert prediction.binding_names == binding
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
