@@ -20,7 +20,7 @@ from labs.checks import (
 from labs.limits import Prediction
 
 PREDICTION = Prediction(3, 0, 6, "pool narrow has 3 slots", ("pool narrow",), False, (("pool narrow", 3),))
-PLATEAU = Plateau(running=3, queued=0, scheduled=6, polls=5, seconds=2.04, in_hand=3)
+PLATEAU = Plateau(running=3, queued=0, scheduled=6, polls=5, seconds=2.04, starting=0)
 
 
 def test_a_saturated_plateau_that_the_timeline_confirms_passes():
@@ -28,7 +28,7 @@ def test_a_saturated_plateau_that_the_timeline_confirms_passes():
     assert (measured.verdict, measured.predicted, measured.measured, measured.kind) == ("pass", 3, 3, "exact")
     assert measured.why == "3 ran at once while 6 waited: pool narrow has 3 slots"
     assert measured.evidence == {
-        "waiting": 6, "queued": 0, "scheduled": 6, "polls": 5, "seconds": 2.0, "in workers' hands": 3, "timeline peak": 3,
+        "waiting": 6, "queued": 0, "scheduled": 6, "polls": 5, "seconds": 2.0, "starting": 0, "timeline peak": 3,
     }  # fmt: skip
 
 

@@ -46,6 +46,14 @@ def test_the_same_data_makes_the_same_plot(kind):
     assert plots.svg(every_plot()[kind]) == plots.svg(every_plot()[kind])
 
 
+def test_a_plot_may_leave_its_title_to_the_page_and_show_it_again():
+    figure = every_plot()["running"]
+    titled, untitled = plots.svg(figure), plots.svg(figure, titled=False)
+    assert len(untitled) < len(titled)
+    assert "How many ran" in untitled
+    assert plots.svg(figure) == titled
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plot_has_a_title_and_an_axis_with_a_unit(kind):
     axes = every_plot()[kind].axes[0]
@@ -66,7 +74,7 @@ def test_a_timeline_begins_when_the_first_task_was_scheduled():
 
 
 def test_a_timeline_names_what_its_colours_mean_once():
-    labels = [text.get_text() for text in every_plot()["timeline by host"].axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in every_plot()["timeline by host"].legends[0].get_texts()]
     assert sorted(labels) == ["host node1", "host node2", "queued", "scheduled"]
 
 
@@ -78,7 +86,7 @@ def test_a_long_timeline_stays_readable():
 
 
 def test_predicted_limits_are_drawn_and_named():
-    labels = [text.get_text() for text in every_plot()["running"].axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in every_plot()["running"].legends[0].get_texts()]
     assert labels == ["narrow", "wide", "predicted: pool narrow"]
 
 

@@ -37,18 +37,21 @@ def test_nothing_at_all_never_settles():
     assert not any(plateau.settled for plateau in told)
 
 
-@pytest.mark.parametrize(("in_hand", "settled"), [(None, True), (3, True), (4, False), (8, False), (0, False)])
-def test_a_count_is_no_plateau_while_a_worker_is_starting_a_task(in_hand, settled):
+@pytest.mark.parametrize(("starting", "settled"), [(None, True), (0, True), (1, False), (5, False)])
+def test_a_count_is_no_plateau_while_a_worker_is_starting_a_task(starting, settled):
     watcher = PlateauWatcher(0.0)
-    watcher.observe(0.1, {"running": 3, "queued": 5}, in_hand)
-    plateau = watcher.observe(60.0, {"running": 3, "queued": 5}, in_hand)
+    watcher.observe(0.1, {"running": 3, "queued": 5}, starting)
+    plateau = watcher.observe(60.0, {"running": 3, "queued": 5}, starting)
     assert plateau.settled is settled
-    assert plateau.in_hand == in_hand
+    assert plateau.starting == starting
 
 
-def test_a_plateau_settles_once_the_last_task_in_hand_runs():
+def test_a_plateau_settles_once_the_last_task_that_was_starting_runs():
     watcher = PlateauWatcher(0.0)
-    told = [watcher.observe(now, {"running": running, "queued": 4}, 4) for now, running in [(0.1, 3), (30.0, 3), (31.0, 4), (200.0, 4)]]
+    told = [
+        watcher.observe(now, {"running": running, "queued": 4}, 4 - running)
+        for now, running in [(0.1, 3), (30.0, 3), (31.0, 4), (200.0, 4)]
+    ]
     assert [plateau.settled for plateau in told] == [False, False, False, True]
 
 
