@@ -141,6 +141,11 @@ class AirflowApi:
             cursor = answer["next_cursor"]
         return rows
 
+    def running_count(self) -> int:
+        """Return how many task instances run now, of all DAGs."""
+        answer = self.call("GET", "/dags/~/dagRuns/~/taskInstances", params={"limit": 1, "state": "running"})
+        return answer["total_entries"]
+
     def earlier_tries(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the tries of a task instance before its current one."""
         path = self._instance_path(row) + (f"/{row['map_index']}/tries" if row["map_index"] >= 0 else "/tries")

@@ -46,7 +46,7 @@ class LabFile:
         """The notebook's own description; raises LabError when it has none."""
         try:
             return json.loads(self.path.read_text())["metadata"]["lab"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise LabError(f"{self.path} does not describe itself as a lab ({error!r}).", "see docs/contributor.md, New lab") from error
 
     @property
@@ -124,16 +124,24 @@ def typed_value(parameter: Parameter, text: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
-    if wanted is float and type(value) is int:
-        value = float(value)
-    same_items = wanted is not list or not parameter.default or all(type(v) is type(parameter.default[0]) for v in value)
-    if type(value) is not wanted or not same_items:
+    value = _as_floats(value, parameter.default)
+    item = type(parameter.default[0]) if wanted is list and parameter.default else None
+    if type(value) is not wanted or (item and any(type(v) is not item for v in value)):
+        example = repr(parameter.default).replace(" ", "")
         raise UsageError(
-            f"Parameter {parameter.name} = {text!r} is not of type {wanted.__name__}.",
-            f"for example --set {parameter.name}={parameter.default!r}".replace(" ", ""),
+            f"Parameter {parameter.name} = {text!r} is not of type {wanted.__name__}.", f"for example --set {parameter.name}={example}"
         )
+    return value
+
+
+def _as_floats(value: Any, default: Any) -> Any:
+    """Return `value` with whole numbers made floats where the default has floats."""
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, list) and default and isinstance(value, list):
+        return [_as_floats(v, default[0]) for v in value]
     return value
 
 

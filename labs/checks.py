@@ -38,8 +38,8 @@ class Measurement:
 class Plateau:
     """What the gate showed: `running` task instances while `queued` and `scheduled` ones waited.
 
-    `polls` readings over `seconds` s were all the same; `in_hand` is how many tasks the executor's workers
-    had taken, None if that cannot be told.
+    `polls` readings over `seconds` s were all the same; `starting` is how many tasks a worker
+    had taken that did not run yet, None if that cannot be told.
     """
 
     running: int
@@ -48,7 +48,7 @@ class Plateau:
     polls: int
     seconds: float
     settled: bool = True
-    in_hand: int | None = None
+    starting: int | None = None
 
     @property
     def waiting(self) -> int:
@@ -69,7 +69,7 @@ def check_peak(name: str, prediction: Prediction, plateau: Plateau | None, timel
         "scheduled": plateau.scheduled,
         "polls": plateau.polls,
         "seconds": round(plateau.seconds, 1),
-        "in workers' hands": plateau.in_hand,
+        "starting": plateau.starting,
         "timeline peak": timeline_peak,
     }
     verdict, why = _judge_peak(prediction, plateau, timeline_peak)
@@ -106,6 +106,8 @@ def check_bound(
 ) -> Measurement:
     """Return whether a number stays within bounds; bounds are for claims that no machine's speed can break."""
     bounds = [f"{words} {bound:g}" for words, bound in (("at least", at_least), ("at most", at_most)) if bound is not None]
+    if not bounds:
+        raise ValueError(f"check {name!r} needs a bound: at_least, at_most or both")
     predicted = " and ".join(bounds) + (f" {unit}" if unit else "")
     if measured is None:
         return Measurement(name, "bound", INCONCLUSIVE, predicted, None, why="nothing was measured", unit=unit)

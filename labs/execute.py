@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,6 @@ from traitlets.config import Config
 from labs import progress
 
 CELL_SECONDS = 600
-# Cells and outputs travel through files that only this user can open, not through loopback ports.
-KERNEL_OVER_SOCKET_FILES = Config({"KernelManager": {"transport": "ipc"}})
 ON_CELL: list[Callable[[int, int, str], None]] = []
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -72,11 +72,15 @@ def execute(
     """
     os.environ[progress.PROGRESS_VARIABLE] = str(progress_file)
     ON_CELL.append(on_cell)
+    # Cells and outputs travel through socket files that only this user can open, not through loopback ports.
+    # Without `ip` they would be made in the notebook's folder, where two runs would take each other's.
+    sockets = tempfile.mkdtemp(prefix="labs-")
+    kernel = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
     try:
         papermill.execute_notebook(
             str(source), str(output), parameters=dict(parameters), engine_name="labs", kernel_name="python3",
             cwd=str(source.parent), progress_bar=False, log_output=False, execution_timeout=cell_seconds,
-            shutdown_kernel="immediate", config=KERNEL_OVER_SOCKET_FILES,
+            shutdown_kernel="immediate", config=kernel, language="python",
         )  # fmt: skip
     except PapermillExecutionError as error:
         return f"cell {error.cell_index + 1}: {_last_line(error)}"
@@ -86,7 +90,10 @@ def execute(
         return f"the notebook's kernel died{_where(output)}"
     except NoSuchKernel:
         return "the control environment has no Jupyter kernel; run: make setup"
+    except (OSError, ValueError) as error:
+        return f"{source.name} could not be executed: {error}"
     finally:
+        shutil.rmtree(sockets, ignore_errors=True)
         ON_CELL.remove(on_cell)
         del os.environ[progress.PROGRESS_VARIABLE]
     return ""

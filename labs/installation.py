@@ -71,7 +71,7 @@ class Installation:
         file = Path(self.document["api"]["credentials"])
         try:
             return json.loads(file.read_text())["api_password"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise LabError(f"The credentials file {file} cannot be read: {error}.", "fab destroy, then fab install VARIANT") from error
 
 

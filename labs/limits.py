@@ -2,8 +2,10 @@
 
 The model admits task instances the way the scheduler does (airflow/jobs/scheduler_job_runner.py of 3.3.2,
 `_executable_task_instances_to_queued`): highest priority first, each one only if every limit has room for
-it, a refused one leaving room for smaller ones behind it. Nothing ends while it looks, because a probe's
-tasks hold: what is admitted when nothing more can be is what the gate will show.
+it, a refused one leaving room for smaller ones behind it. But it looks only at the first `max_active_tasks`
+of each DAG run: if it refuses all of those, what waits behind them starves, whatever room there is. Nothing
+ends while it looks, because a probe's tasks hold: what is admitted when nothing more can be is what the gate
+will show.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ class Limit:
     weight: Callable[[Candidate], int] = lambda candidate: 1
     # Some limits act where tasks run, not where they are admitted: what they refuse waits as `queued`.
     at_workers: bool = False
+    # The scheduler does not even look at candidates for which such a limit is used up …
+    hides: bool = False
+    # … and of each scope of this one it looks only at as many as the cap, those included that it then refuses.
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -
     """
     limits = limits_of(spec, settings, pools)
     candidates = candidates_of(spec, settings)
-    running, queued = _fill(candidates, limits)
-    binding = _binding(candidates, limits, running)
+    batch = _batch(settings, pools)
+    running, queued = _fill(candidates, limits, batch)
+    binding = _binding(candidates, limits, running, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
     return Prediction(
@@ -97,7 +104,8 @@ def candidates_of(spec: Spec, settings: Mapping[str, str]) -> list[Candidate]:
         if not group.after
         for index in range(1 if group.chain else group.tasks)
     ]
-    return sorted(ready, key=lambda c: (-c.priority, c.run))
+    # The scheduler's ORDER BY: priority weight, logical date, map index (-1 unless mapped).
+    return sorted(ready, key=lambda c: (-c.priority, c.run, c.index if c.group.mapped else -1))
 
 
 def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -> list[Limit]:
@@ -131,7 +139,7 @@ def _parallelism(settings: Mapping[str, str]) -> Limit:
 def _max_active_tasks(spec: Spec, settings: Mapping[str, str]) -> Limit:
     # Counted per DAG run despite the name of the setting (scheduler_job_runner.py, 3.3.2).
     cap = spec.max_active_tasks or int(settings["core.max_active_tasks_per_dag"])
-    return Limit("max_active_tasks", cap, f"max_active_tasks is {cap} in each DAG run", scope=lambda c: c.run)
+    return Limit("max_active_tasks", cap, f"max_active_tasks is {cap} in each DAG run", scope=lambda c: c.run, hides=True, rows=True)
 
 
 def _pool(name: str, slots: int, spec: Spec) -> Limit:
@@ -145,6 +153,7 @@ def _pool(name: str, slots: int, spec: Spec) -> Limit:
         words,
         scope=lambda c: name if c.group.pool == name else None,
         weight=lambda c: c.group.pool_slots,
+        hides=True,
     )
 
 
@@ -168,16 +177,59 @@ def _task_limits(group: Group) -> list[Limit]:
     return limits
 
 
-def _fill(candidates: list[Candidate], limits: list[Limit]) -> tuple[int, int]:
+def _batch(settings: Mapping[str, str], pools: Mapping[str, int]) -> int:
+    """Return how many task instances the scheduler looks at in one query at most."""
+    parallelism, query = int(settings["core.parallelism"]), int(settings.get("scheduler.max_tis_per_query", 16))
+    free = float("inf") if min(pools.values()) < 0 else sum(pools.values())
+    return int(min(parallelism, query or parallelism, max(free, 1)))
+
+
+Used = Counter[tuple[int, Hashable]]
+
+
+def _fill(candidates: list[Candidate], limits: list[Limit], batch: int) -> tuple[int, int]:
     """Return how many candidates run, and how many are admitted but find no worker."""
-    admitted = _admit(candidates, [limit for limit in limits if not limit.at_workers])
-    running = _admit(admitted, [limit for limit in limits if limit.at_workers])
+    at_scheduler = [limit for limit in limits if not limit.at_workers]
+    used: Used = Counter()
+    waiting, admitted = candidates, []
+    while taken := _loop(waiting, at_scheduler, used, batch):
+        admitted += taken
+        waiting = [candidate for candidate in waiting if candidate not in taken]
+    running, _ = _admit(admitted, [limit for limit in limits if limit.at_workers], Counter())
     return len(running), len(admitted) - len(running)
 
 
-def _admit(candidates: list[Candidate], limits: list[Limit]) -> list[Candidate]:
-    used: Counter[tuple[int, Hashable]] = Counter()
-    admitted = []
+def _loop(waiting: list[Candidate], limits: list[Limit], used: Used, batch: int) -> set[Candidate]:
+    """Return what one scheduler loop admits: it queries again, without the refused, only after a full batch of refusals."""
+    starved: set[Hashable] = set()
+    while True:
+        seen = _visible([c for c in waiting if _task(c) not in starved], limits, used)[:batch]
+        taken, refused = _admit(seen, limits, used)
+        if taken or len(seen) < batch or not refused:
+            return set(taken)
+        starved |= {_task(candidate) for candidate in refused}
+
+
+def _task(candidate: Candidate) -> Hashable:
+    return (candidate.run, candidate.group.name, None if candidate.group.mapped else candidate.index)
+
+
+def _visible(waiting: list[Candidate], limits: list[Limit], used: Used) -> list[Candidate]:
+    rows: Used = Counter()
+    visible = []
+    for candidate in waiting:
+        keys = [((n, scope), limit) for n, limit in enumerate(limits) if limit.hides and (scope := limit.scope(candidate)) is not None]
+        if any(used[key] >= limit.cap for key, limit in keys):
+            continue
+        rows.update(key for key, limit in keys if limit.rows)
+        if all(rows[key] <= limit.cap for key, limit in keys if limit.rows):
+            visible.append(candidate)
+    return visible
+
+
+def _admit(candidates: list[Candidate], limits: list[Limit], used: Used) -> tuple[list[Candidate], list[Candidate]]:
+    """Return who is admitted and who refused, each one only if every limit has room for it; `used` is updated."""
+    admitted, refused = [], []
     for candidate in candidates:
         claims = [
             ((number, scope), limit.weight(candidate), limit.cap)
@@ -186,21 +238,21 @@ def _admit(candidates: list[Candidate], limits: list[Limit]) -> list[Candidate]:
         ]
         if all(used[key] + weight <= cap for key, weight, cap in claims):
             admitted.append(candidate)
-            for key, weight, _ in claims:
-                used[key] += weight
-    return admitted
+            used.update({key: weight for key, weight, _ in claims})
+        else:
+            refused.append(candidate)
+    return admitted, refused
 
 
-def _binding(candidates: list[Candidate], limits: list[Limit], running: int) -> list[Limit]:
+def _binding(candidates: list[Candidate], limits: list[Limit], running: int, batch: int) -> list[Limit]:
     """Return the limits without which more would run: each one alone, or else those that bind only together."""
     if running == len(candidates):
         return []
-    without = {limit.name: _fill(candidates, [other for other in limits if other is not limit])[0] for limit in limits}
-    alone = [limit for limit in limits if without[limit.name] > running]
+    alone = [limit for limit in limits if _fill(candidates, [other for other in limits if other is not limit], batch)[0] > running]
     if alone:
         return alone
     # Equal caps hide each other; each of them alone, with no other limit, gives this very peak.
-    return [limit for limit in limits if _fill(candidates, [limit])[0] == running]
+    return [limit for limit in limits if _fill(candidates, [limit], batch)[0] == running]
 
 
 def _plural(count: int, one: str, many: str = "") -> str:

@@ -57,6 +57,16 @@ class Bench:
         """Create a pool or change its slots."""
         self.api.set_pool(name, slots, "made by a lab")
 
+    def count_in_logs(self, text: str) -> dict[str, int]:
+        """Return in how many lines of each service's log a text appears, by service."""
+        names = [service["name"] for service in self.installation.services]
+        return {name: services.log(self.installation, name).count(text) for name in names}
+
+    def services_alive(self) -> list[str]:
+        """Return the names of the services that run, sorted."""
+        expected = {service["name"] for service in self.installation.services}
+        return sorted({process.service for process in self.processes()} & expected)
+
     def wait(self, seconds: float, why: str) -> None:
         """Let time pass on purpose, watching that every service stays alive."""
         end = time.monotonic() + seconds
@@ -237,4 +247,14 @@ def expect_error(*kinds: type[Exception]) -> Iterator[Caught]:
         raise AssertionError("an error was expected and did not come")
 
 
-__all__ = ["Lab", "Note", "expect_error", "table"]
+@contextlib.contextmanager
+def may_fail() -> Iterator[Caught]:
+    """Go on after an error of an experiment that may break its Airflow, and lend the text of what broke."""
+    caught = Caught()
+    try:
+        yield caught
+    except (LabError, ProvisionError) as error:
+        caught.text = str(error)
+
+
+__all__ = ["Lab", "Note", "expect_error", "may_fail", "table"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def timeline_plot(attempts: Sequence[Attempt], title: str, colour_by: str = "") 
 def running_plot(series: Mapping[str, Sequence[Attempt]], title: str, limits: Mapping[str, int] | None = None) -> Figure:
     """Return how many task instances ran over time, one line per series, with the predicted limits dashed."""
     made, axes = figure()
-    for (name, attempts), colour in zip(series.items(), (RUN, SECOND, QUEUED, "#cc79a7", "#56b4e9"), strict=False):
+    for (name, attempts), colour in zip(series.items(), cycle((RUN, SECOND, QUEUED, "#cc79a7", "#56b4e9")), strict=False):
         points = steps(attempts)
         if not points:
             continue
@@ -94,7 +95,7 @@ def speedup_plot(workers: Sequence[int], makespans: Mapping[str, Sequence[float]
     made, axes = figure(height=3.6)
     axes.plot(workers, workers, color="#999999", linestyle=":", label="ideal: as many times faster as workers")
     axes.axvline(cores, color=LIMIT, linestyle="--", linewidth=1.2, label=f"cores of this machine: {cores}")
-    for (name, seconds), colour, mark in zip(makespans.items(), (RUN, SECOND, QUEUED), "os^", strict=False):
+    for (name, seconds), colour, mark in zip(makespans.items(), cycle((RUN, SECOND, QUEUED)), cycle("os^D"), strict=False):
         axes.plot(workers, [seconds[0] / s for s in seconds], color=colour, marker=mark, label=name)
     axes.set(title=title, xlabel="worker processes (parallelism)", ylabel="speed-up (times)")
     axes.set_xticks(list(workers))

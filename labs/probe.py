@@ -40,12 +40,17 @@ class ProbeResult:
     attempts: tuple[Attempt, ...]
     plateau: Plateau | None
     triggered: float
+    released: float | None = None
     run_states: dict[str, str] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
-        """Most task instances running at once, by start and end times."""
-        return timeline.peak(self.attempts)
+        """Most task instances running at once by start and end times; of a held probe, until the gate opened.
+
+        What comes later may peak higher without breaking any limit, where groups of tasks differ.
+        """
+        until = float("inf") if self.released is None else self.released
+        return timeline.peak(a for a in self.attempts if a.start is not None and a.start <= until)
 
 
 class Probe:
@@ -57,6 +62,7 @@ class Probe:
         self.gate = GATE_PREFIX + self.dag_id
         self.run_ids: list[str] = []
         self.triggered = 0.0
+        self.released: float | None = None
         self._file = installation.spec_folder / f"{self.dag_id}.json"
         self._api = api
         self._watcher = watcher
@@ -115,11 +121,16 @@ class Probe:
         watcher = PlateauWatcher(time.monotonic())
         while True:
             self._watch()
-            plateau = watcher.observe(time.monotonic(), self._counts(), self._watcher.tasks_in_hand())
+            plateau = watcher.observe(time.monotonic(), self._counts(), self._starting())
             progress.report(f"gate closed: {plateau.running} running, {plateau.queued} queued, {plateau.scheduled} scheduled")
             if plateau.settled or watcher.elapsed > LONGEST_SETTLE_S:
                 return plateau
             time.sleep(POLL_S)
+
+    def _starting(self) -> int | None:
+        """Return how many tasks a worker has taken that do not run yet, of all DAGs; None if nobody knows."""
+        in_hand = self._watcher.tasks_in_hand()
+        return None if in_hand is None else in_hand - self._api.running_count()
 
     def _counts(self) -> dict[str, int]:
         return timeline.states(timeline.attempt_from_api(row) for row in self._api.task_instances(self.dag_id))
@@ -127,6 +138,7 @@ class Probe:
     def release(self) -> None:
         """Open the gate."""
         if self.spec.holds:
+            self.released = time.time()
             self._api.set_variable(self.gate, OPEN)
 
     def wait(self, timeout_s: float = 900) -> dict[str, str]:
@@ -182,11 +194,11 @@ class PlateauWatcher:
         """Seconds since the watcher began."""
         return self._now - self._begun
 
-    def observe(self, now: float, counts: dict[str, int], in_hand: int | None = None) -> Plateau:
+    def observe(self, now: float, counts: dict[str, int], starting: int | None = None) -> Plateau:
         """Return what is known after this reading of task instances per state.
 
-        `in_hand` is how many tasks the executor's workers have taken, None if nobody knows. One that is
-        taken but not running is starting: as long as there is one, the running count is not a plateau.
+        `starting` is how many tasks a worker has taken that do not run yet, None if nobody knows: as long
+        as there is one, the running count is not a plateau.
         """
         reading = (counts.get("running", 0), counts.get("queued", 0), counts.get("scheduled", 0))
         self._now = now
@@ -197,9 +209,8 @@ class PlateauWatcher:
         held = now - self._last_change
         running, queued, scheduled = reading
         # Until the scheduler has looked at the run at all, nothing has been measured.
-        starting = in_hand is not None and in_hand != running
         settled = any(reading) and not starting and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
-        return Plateau(running, queued, scheduled, self._polls, held, settled, in_hand)
+        return Plateau(running, queued, scheduled, self._polls, held, settled, starting)
 
 
 def run_probe(
@@ -212,7 +223,7 @@ def run_probe(
         plateau = probe.hold() if spec.holds else None
         probe.release()
         states = probe.wait(timeout_s)
-        return ProbeResult(spec, probe.dag_id, probe.collect(), plateau, probe.triggered, states)
+        return ProbeResult(spec, probe.dag_id, probe.collect(), plateau, probe.triggered, probe.released, states)
 
 
 def release_dag(api: AirflowApi, dag_id: str, gate: str | None) -> None:

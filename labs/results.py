@@ -101,12 +101,14 @@ def validate(document: Any) -> None:
         raise ValueError(f"schema {document['schema']} is not {SCHEMA}")
     if document["verdict"] not in VERDICTS:
         raise ValueError(f"verdict {document['verdict']!r} is not one of {', '.join(VERDICTS)}")
-    names = [row.get("name") for row in document["measurements"]]
     for row in document["measurements"]:
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str | None):
+            raise ValueError(f"measurement {row!r} is not an object with a name")
         if row.get("kind") not in KINDS or not row.get("name"):
             raise ValueError(f"measurement {row.get('name')!r} has kind {row.get('kind')!r}")
         if row["kind"] in ("exact", "bound") and row.get("verdict") not in VERDICTS:
             raise ValueError(f"measurement {row['name']!r} has no verdict")
+    names = [row["name"] for row in document["measurements"]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"measurement {repeated[0]!r} appears twice")

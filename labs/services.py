@@ -53,6 +53,11 @@ def processes(installation: Installation) -> list[ProcessInfo]:
     return target_of(installation).processes()
 
 
+def log(installation: Installation, service: str) -> str:
+    """Return the whole log of a service."""
+    return target_of(installation).logs(service, lines=1_000_000)
+
+
 def airflow_command(installation: Installation, arguments: list[str], changes: Mapping[str, str]) -> str:
     """Return what Airflow's own command prints, both streams, when run with the installation's settings and `changes`."""
     return target_of(installation).airflow(arguments, changes)

@@ -114,6 +114,7 @@ _DAG_KEYS = frozenset(Spec.__dataclass_fields__)
 _AT_LEAST_ONE = ("tasks", "pool_slots", "max_active_tasks", "max_active_runs", "runs", "max_active_tis_per_dag", "max_active_tis_per_dagrun")
 _TEXT = ("name", "pool", "queue", "executor", "kind")
 _FLAGS = ("mapped", "chain")
+_OPTIONAL = {name for part in (Spec, Group) for name, entry in part.__dataclass_fields__.items() if entry.default is None}
 _NUMBERS = ("seconds", "retry_delay", "poll_seconds")
 
 
@@ -126,7 +127,7 @@ def parse(spec: Mapping[str, Any] | Spec) -> Spec:
     several = "groups" in spec
     _check_keys(spec, _DAG_KEYS if several else (_DAG_KEYS | _GROUP_KEYS) - {"groups", "after"}, "a probe spec")
     if several:
-        groups = [_group(dict(entry), f"groups[{i}]") for i, entry in enumerate(spec["groups"])]
+        groups = [_group(entry, f"groups[{i}]") for i, entry in enumerate(_entries(spec["groups"]))]
     else:
         groups = [_group({k: v for k, v in spec.items() if k in _GROUP_KEYS - {"name"}}, "the spec")]
     _check_names(groups)
@@ -154,7 +155,16 @@ def as_dict(spec: Spec) -> dict[str, Any]:
     return {**dag, "groups": groups}
 
 
-def _group(entry: dict[str, Any], where: str) -> Group:
+def _entries(groups: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(groups, list | tuple):
+        raise UsageError(f"groups = {groups!r} in the spec is not a list.", 'give a list, for example [{"name": "light", "tasks": 6}]')
+    for number, entry in enumerate(groups):
+        if not isinstance(entry, Mapping):
+            raise UsageError(f"groups[{number}] = {entry!r} is not a dict.", 'give a dict, for example {"name": "light", "tasks": 6}')
+    return list(groups)
+
+
+def _group(entry: Mapping[str, Any], where: str) -> Group:
     _check_keys(entry, _GROUP_KEYS, where)
     _check_values(entry, where)
     group = Group(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
@@ -184,13 +194,13 @@ def _check_values(entry: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{key} = {entry[key]!r} in {where} is not {what}.", f"give {what}")
 
     for key, value in entry.items():
-        if value is None:
+        if value is None and key in _OPTIONAL:
             continue
         if key in _AT_LEAST_ONE and (type(value) is not int or value < 1):
             refuse(key, "a whole number of at least 1")
         if key == "retries" and (type(value) is not int or value < 0):
             refuse(key, "a whole number of at least 0")
-        if key in _NUMBERS and (type(value) not in (int, float) or value < 0):
+        if key in _NUMBERS and (type(value) not in (int, float) or not 0 <= value < float("inf")):
             refuse(key, "a number of seconds of at least 0")
         if key in _TEXT and not (isinstance(value, str) and value):
             refuse(key, "a text")
@@ -213,3 +223,7 @@ def _check_names(groups: list[Group]) -> None:
             if earlier not in seen:
                 raise UsageError(f"Group {group.name!r} comes after {earlier!r}, which is not an earlier group.", "list groups in the order in which they run")
         seen.add(group.name)
+    for group in groups:
+        task = re.fullmatch(r"(.+)_(\d{3,})", group.name) if group.mapped else None
+        if task and any(g.name == task[1] and not g.mapped and int(task[2]) < g.tasks for g in groups):
+            raise UsageError(f"Group {group.name!r} is called like a task of group {task[1]!r}.", "give it another name")

@@ -52,7 +52,7 @@ def attempt_from_api(row: dict[str, Any]) -> Attempt:
         pool=row.get("pool") or "default_pool",
         pool_slots=row.get("pool_slots") or 1,
         queue=row.get("queue") or "default",
-        priority=row.get("priority_weight") or 1,
+        priority=1 if row.get("priority_weight") is None else row["priority_weight"],
     )
 
 
@@ -63,14 +63,15 @@ def _epoch(text: str | None) -> float | None:
 def steps(attempts: Iterable[Attempt]) -> list[tuple[float, int]]:
     """Return (time, running count from then on) at every change; at equal times ends count before starts.
 
-    An attempt that started and never ended counts as running for good.
+    An attempt that started and never ended counts as running for good, one without duration not at all.
     """
     events: list[tuple[float, int]] = []
     for attempt in attempts:
-        if attempt.start is not None:
-            events.append((attempt.start, 1))
-            if attempt.end is not None:
-                events.append((max(attempt.end, attempt.start), -1))
+        if attempt.start is None or (attempt.end is not None and attempt.end <= attempt.start):
+            continue
+        events.append((attempt.start, 1))
+        if attempt.end is not None:
+            events.append((attempt.end, -1))
     events.sort()
     running, result = 0, []
     for time, change in events:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +66,11 @@ _CONCERNS: Mapping[str, tuple[str, ...]] = {
 
 def variable_name(setting: str) -> str:
     """Return the environment variable of "section.key", as Airflow spells it; raises UsageError if malformed."""
-    section, dot, key = setting.partition(".")
-    if not (dot and section and key) or not f"{section}{key}".replace("_", "").isalnum():
+    # Lower case only: Airflow would obey "Core.Executor", while predictions and checks go by "core.executor".
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*\.[a-z0-9_]+", setting):
         raise UsageError(f"{setting!r} is not a setting.", "write settings as section.key=value, for example core.parallelism=4")
-    return f"AIRFLOW__{section.upper()}__{key.upper()}"
+    section, _, key = setting.upper().partition(".")
+    return f"AIRFLOW__{section}__{key}"
 
 
 def check_changes(changes: Mapping[str, str]) -> None:
@@ -117,7 +119,7 @@ def render_environment_file(environment: Mapping[str, str]) -> str:
     Raises ProvisionError for a value with a single quote or a line break, which the two read differently.
     """
     for name, value in environment.items():
-        if "'" in value or "\n" in value:
+        if any(character in value for character in "'\n\r\0"):
             raise ProvisionError(f"{name} may not contain a single quote or a line break.", "choose another value or folder")
     return "".join(f"{name}='{value}'\n" for name, value in environment.items())
 

@@ -79,6 +79,9 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
     known = yaml.load(tables[0].read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for setting in changes:
         section, _, key = setting.partition(".")
+        meant = difflib.get_close_matches(section, known, n=1, cutoff=0.8)
+        if section not in known and meant:
+            raise UsageError(f"Airflow {airflow_version()} has no setting {setting}.", f"did you mean: {meant[0]}.{key}?")
         options = known.get(section, {}).get("options")
         if options is not None and key not in options:
             near = difflib.get_close_matches(key, options, n=3)

@@ -99,13 +99,14 @@ def require_room(folder: Path, mebibytes: int) -> None:
 
 def write_private(path: Path, text: str) -> bool:
     """Replace `path` by `text` in one step, mode 0600; return whether the content changed."""
-    if path.exists() and path.read_text() == text and path.stat().st_mode & 0o777 == 0o600:
+    content = text.encode()
+    if path.exists() and path.read_bytes() == content and path.stat().st_mode & 0o777 == 0o600:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
     temporary.chmod(0o600)
     temporary.replace(path)
     return True

@@ -18,7 +18,8 @@ HELD_VARIABLE = "AIRFLOW_LABS_LOCK"
 @contextlib.contextmanager
 def exclusive(home: LabHome, what: str) -> Iterator[None]:
     """Hold the lock of `home` while `what` runs; raises ProvisionError that names whoever holds it already."""
-    if os.environ.get(HELD_VARIABLE) == str(home.root):
+    held = os.environ.get(HELD_VARIABLE)
+    if held == str(home.root):
         yield
         return
     home.prepare()
@@ -37,7 +38,10 @@ def exclusive(home: LabHome, what: str) -> Iterator[None]:
         try:
             yield
         finally:
+            # A throw-away installation is locked while its home is held: what was held before still is.
             del os.environ[HELD_VARIABLE]
+            if held is not None:
+                os.environ[HELD_VARIABLE] = held
             file.truncate(0)
 
 

@@ -28,8 +28,8 @@ def load_or_create(home: LabHome) -> dict[str, str]:
     if home.secrets.exists():
         try:
             stored = json.loads(home.secrets.read_text())
-            if not isinstance(stored, dict):
-                raise ValueError("not a JSON object")
+            if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
+                raise ValueError("not a JSON object of texts")
         except (ValueError, OSError) as error:
             raise ProvisionError(f"{home.secrets} cannot be read: {error}.", "fab destroy, then fab install VARIANT") from error
     known = {name: stored.get(name) or generate(name) for name in NAMES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from provision.errors import ProvisionError
-from provision.home import LabHome, write_private
+from provision.home import HOME_VARIABLE, LabHome, write_private
 
 # Every process of an installation carries its folder under this name, so that all of them can be found.
 OWNER_VARIABLE = "AIRFLOW_LABS_OWNER"
@@ -76,6 +77,12 @@ def log_path(home: LabHome, program: str) -> Path:
 
 def render_configuration(home: LabHome, programs: list[Program], password: str) -> str:
     """Return supervisord.conf. Services are not restarted: a lab must notice when one dies."""
+    # To supervisor, # or ; after a space begins a comment, and nothing can quote it.
+    if re.search(r"\s[;#]|[\r\n]", str(home.root)):
+        raise ProvisionError(
+            f"The lab's folder {home.root} may not contain a line break, or # or ; after a space.",
+            f"choose another folder with {HOME_VARIABLE}=/path/to/folder",
+        )
     quote = lambda value: str(value).replace("%", "%%")  # noqa: E731
     sections = [
         "[supervisord]",

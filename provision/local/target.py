@@ -198,7 +198,8 @@ class LocalTarget:
         )
         environment = airflow.render_environment(variant, placement, secrets, changes)
         chosen = [service for service in AIRFLOW_SERVICES if service.name in variant.services]
-        digests = {service.name: airflow.service_digest(service, environment) for service in chosen}
+        local_settings = {"airflow_local_settings.py": _local_settings(variant)}
+        digests = {service.name: airflow.service_digest(service, environment | local_settings) for service in chosen}
         programs = [
             # The scheduler waits for running tasks; a lab's tasks are released first, so five seconds do.
             Program(s.name, (str(placement.airflow_binary), *s.arguments), self.home.environment_file, stop_seconds=5)
@@ -214,7 +215,7 @@ class LocalTarget:
     def _database_url(self, variant: Variant, ports: Mapping[str, int], password: str) -> str:
         if variant.database == "sqlite":
             # A writer waits up to a minute for the one write lock, instead of the driver's five seconds.
-            return f"sqlite:///{self._sqlite_file()}?timeout=60"
+            return f"sqlite:///{self._sqlite_file()}" + ("" if variant.as_shipped else "?timeout=60")
         return postgres.url(ports["postgres"], password)
 
     def _sqlite_file(self) -> Path:
@@ -270,9 +271,7 @@ class LocalTarget:
     def _files(self, desired: Desired) -> dict[Path, str]:
         return {
             self.home.dags / "probes.py": (REPOSITORY / "labs" / "dags" / "probes.py").read_text(),
-            self.home.airflow_home / "config" / "airflow_local_settings.py": (
-                REPOSITORY / "provision" / "files" / "airflow_local_settings.py"
-            ).read_text(),
+            self.home.airflow_home / "config" / "airflow_local_settings.py": _local_settings(desired.variant),
             desired.placement.passwords_file: json.dumps({airflow.API_USER: desired.secrets["api_password"]}) + "\n",
             self.home.environment_file: airflow.render_environment_file(desired.environment),
         }
@@ -399,6 +398,10 @@ class LocalTarget:
             ],
         }
         write_private(self.home.installation, json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _local_settings(variant: Variant) -> str:
+    return "" if variant.as_shipped else (REPOSITORY / "provision" / "files" / "airflow_local_settings.py").read_text()
 
 
 def _purpose(name: str) -> str:
