@@ -151,6 +151,24 @@ def matrix(
     raise typer.Exit(runner.EXIT_CODES[record["verdict"]])
 
 
+@app.command()
+def bench(
+    experiments: Annotated[list[str] | None, typer.Argument(help="Which comparisons to make; all of them by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare our postgres variant with Airflow as shipped, side by side; prints ratios (takes about 15 minutes)."""
+    from labs import bench as benchmark
+    from labs import bench_rows
+    from labs.watch import Watch
+    from provision.home import lab_home
+    from provision.lock import exclusive
+
+    chosen = benchmark.chosen_experiments(experiments)
+    with exclusive(lab_home(), "labs bench"), Watch() as watch:
+        rows = benchmark.run_bench(chosen, watch.doing)
+    typer.echo(json.dumps(bench_rows.as_dict(rows), indent=1, sort_keys=True) if as_json else bench_rows.render(rows))
+
+
 def _print_run(records: tuple[dict[str, Any], ...]) -> None:
     rows = []
     for record in records:

@@ -30,9 +30,9 @@ from provision.lock import exclusive
 class Bench:
     """Probes on one Airflow; a lab has one, and one more for each throw-away installation."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, answer_within_s: float = 30) -> None:
         self.installation = installation
-        self.api = AirflowApi(installation)
+        self.api = AirflowApi(installation, answer_within_s)
         self._watcher = services.Watcher(installation)
 
     @property
@@ -127,7 +127,8 @@ class Lab(Bench):
         wanted = {key: str(value) for key, value in changes.items()}
         progress.report(f"installing a throw-away {variant}")
         with services.throwaway(self.installation.target, variant, wanted, name, progress.report) as installation:
-            yield Bench(installation)
+            # An experiment may leave an API server that takes every request and answers none.
+            yield Bench(installation, answer_within_s=10)
 
     # -- checking ------------------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ class LocalTarget:
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
         desired = self._desired(variant_named(installed["variant"]), dict(installed["changes"]))
-        overlay = {airflow.variable_name(name): value for name, value in changes.items()}
+        overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = subprocess.run(
             [str(desired.placement.airflow_binary), *arguments],
             env={**_clean_environment(), **desired.environment, **overlay},
