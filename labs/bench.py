@@ -13,7 +13,7 @@ from pathlib import Path
 
 from labs import first_run, progress, timeline
 from labs.airflow_api import AirflowApi
-from labs.bench_rows import AIMS, BenchRow, overheads
+from labs.bench_rows import AIMS, BenchRow, overhead_row, overheads
 from labs.errors import LabError, UsageError
 from labs.installation import Installation
 from labs.probe import Probe
@@ -33,7 +33,7 @@ OBSERVED = {"name": "observed", "kind": "noop", "tasks": 100, "mapped": True}
 WARM_UP = {"name": "warm", "kind": "noop", "tasks": 64, "mapped": True}
 PARALLELISM = 8
 IDEAL_S = SLEEPS["tasks"] * SLEEPS["seconds"] / PARALLELISM
-ROUNDS, PAIRS, IDLE_S, SETTLE_S = 2, 4, 10.0, 1.5
+ROUNDS, PAIRS, IDLE_S, SETTLE_S = 3, 4, 10.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Work:
-    """What one probe did: its attempts, and the CPU seconds and wall seconds of the whole installation meanwhile."""
+    """What one probe did: its attempts, and the CPU seconds and wall seconds of the whole installation meanwhile.
+
+    `watching_s` are the CPU seconds of the process that watched it.
+    """
 
     attempts: tuple[Attempt, ...]
     cpu_s: float
     wall_s: float
+    watching_s: float = 0.0
 
     @property
     def makespan_s(self) -> float:
@@ -82,7 +86,7 @@ def run_bench(only: Sequence[str] | None, report: Report) -> list[BenchRow]:
             if set(chosen) - {"first-run", "observing"}:
                 rows += _compared(chosen, ours, report)
             if "observing" in chosen:
-                rows.append(_observing(ours, report))
+                rows += _observing(ours, report)
     return sorted(rows, key=lambda row: EXPERIMENTS.index(row.key))
 
 
@@ -163,16 +167,22 @@ def _makespan(arms: tuple[Arm, Arm], report: Report) -> BenchRow:
     return BenchRow("makespan", title, "", ours, stock)
 
 
-def _observing(arm: Arm, report: Report) -> BenchRow:
+def _observing(arm: Arm, report: Report) -> list[BenchRow]:
+    idle = _idle_rate(arm, report)
     watched, unwatched = [], []
     for pair in range(PAIRS):
         for observe in (True, False) if pair % 2 == 0 else (False, True):
             # Unwatched, nobody asks Airflow anything until the work must be done.
             rest = 0.0 if observe else 2 + 1.5 * max([w.makespan_s for w in (*watched, *unwatched)], default=30.0)
             (watched if observe else unwatched).append(run_work(arm, OBSERVED, report, rest_s=rest))
-    samples = overheads([w.makespan_s for w in watched], [w.makespan_s for w in unwatched])
-    note = f"samples from {min(samples):+.1f} % to {max(samples):+.1f} %"
-    return BenchRow("observing", "longer makespan because progress is watched", "%", samples, note=note)
+    makespans, costs = (
+        overheads(*([figure(w) for w in works] for works in (watched, unwatched)))
+        for figure in (lambda w: w.makespan_s, lambda w: w.cpu_s + w.watching_s - idle * w.wall_s)
+    )
+    return [
+        overhead_row("observing", "longer makespan because progress is watched", makespans),
+        overhead_row("observing", "more CPU time because progress is watched", costs),
+    ]
 
 
 def _in_turn(arms: tuple[Arm, Arm], spec: dict, report: Report, rounds: int = ROUNDS) -> tuple[list[Work], list[Work]]:
@@ -189,17 +199,17 @@ def run_work(arm: Arm, spec: dict, report: Report, rest_s: float = 0.0) -> Work:
     report(f"{arm.name}: {wanted.task_count} {wanted.groups[0].kind} tasks ({wanted.name}{', unwatched' if rest_s else ''})")
     with _progress_file(), Probe(arm.installation, arm.api, wanted, Watcher(arm.installation)) as probe:
         probe.deliver()
-        cpu, begun = cpu_seconds(arm.home), time.monotonic()
+        cpu, own, begun = cpu_seconds(arm.home), time.process_time(), time.monotonic()
         probe.trigger()
         time.sleep(rest_s)
         probe.wait()
         # Slots are given back, and their CPU time is counted, a moment after the run has ended.
         time.sleep(SETTLE_S)
-        used, wall = cpu_seconds(arm.home) - cpu, time.monotonic() - begun
+        used, watching, wall = cpu_seconds(arm.home) - cpu, time.process_time() - own, time.monotonic() - begun
         attempts = probe.collect()
     if timeline.states(attempts) != {"success": wanted.task_count}:
         raise LabError(f"Not every task of {wanted.name} succeeded on {arm.name}: {timeline.states(attempts)}.", "run labs bench again")
-    return Work(attempts, used, wall)
+    return Work(attempts, used, wall, watching)
 
 
 @contextlib.contextmanager

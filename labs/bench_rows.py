@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, sqrt
+from statistics import stdev
 from typing import Any
 
 from labs.timeline import quantile
@@ -47,6 +49,7 @@ class BenchRow:
     stock: tuple[float, ...] = ()
     quantile: float = 0.5
     judged: bool = True
+    unclear: bool = False
     note: str = ""
 
     @property
@@ -71,7 +74,9 @@ class BenchRow:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the aim was reached; None without an aim, or without what it is judged by."""
+        """Whether the aim was reached; None without an aim, without what it is judged by, or when the samples cannot tell."""
+        if self.unclear:
+            return None
         value = self.ours_value if self.aim and self.aim.of_ours else self.ratio
         return self.aim.reached(value) if self.aim and value is not None else None
 
@@ -79,6 +84,15 @@ class BenchRow:
 def overheads(on: Sequence[float], off: Sequence[float]) -> tuple[float, ...]:
     """Return by how many percent each of `on` exceeds its partner in `off`."""
     return tuple(100 * (a / b - 1) for a, b in zip(on, off, strict=True))
+
+
+def overhead_row(key: str, title: str, samples: tuple[float, ...]) -> BenchRow:
+    """Return the row of an overhead in percent; it is unclear when its standard error exceeds the aim itself."""
+    error = stdev(samples) / sqrt(len(samples)) if len(samples) > 1 else inf
+    aim = AIMS[key]
+    unclear = aim is not None and error > aim.bound
+    note = f"{min(samples):+.1f} to {max(samples):+.1f} %" + (f": this machine is too unsteady to tell {aim.bound:g} %" if unclear else "")
+    return BenchRow(key, title, "%", samples, unclear=unclear, note=note)
 
 
 def as_dict(rows: Sequence[BenchRow]) -> dict[str, Any]:
@@ -95,6 +109,7 @@ def as_dict(rows: Sequence[BenchRow]) -> dict[str, Any]:
                 "ratio": row.ratio,
                 "aim": str(row.aim) if row.aim else None,
                 "reached": row.reached,
+                "unclear": row.unclear,
                 "note": row.note,
             }
             for row in rows
@@ -114,7 +129,7 @@ def render(rows: Sequence[BenchRow]) -> str:
 
 
 def _cells(row: BenchRow) -> tuple[str, ...]:
-    reached = {True: "yes", False: "no", None: "-"}[row.reached]
+    reached = "unclear" if row.unclear else {True: "yes", False: "no", None: "-"}[row.reached]
     return (
         row.title,
         row.unit,

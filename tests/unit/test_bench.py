@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from labs.bench import EXPERIMENTS, Work, chosen_experiments
-from labs.bench_rows import AIMS, Aim, BenchRow, as_dict, overheads, render
+from labs.bench_rows import AIMS, Aim, BenchRow, as_dict, overhead_row, overheads, render
 from labs.errors import UsageError
 from labs.first_run import NOT_CHECKED_OUT
 from labs.stock import describe_stock, stock_environment
@@ -78,6 +78,21 @@ def test_overheads_are_percent_pair_by_pair():
 def test_overheads_refuse_samples_without_a_partner():
     with pytest.raises(ValueError, match="longer"):
         overheads([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("samples", "reached", "unclear"),
+    [
+        ((1.0, 1.2, 0.8, 1.1), True, False),
+        ((4.0, 4.2, 3.8, 4.1), False, False),
+        ((23.2, -7.0, 33.1, -16.2), None, True),
+        ((1.0,), None, True),
+    ],
+)
+def test_an_overhead_is_unclear_when_its_samples_scatter_more_than_the_aim(samples, reached, unclear):
+    row = overhead_row("observing", "watching", samples)
+    assert (row.reached, row.unclear) == (reached, unclear)
+    assert ("unclear" in render([row])) is unclear
 
 
 def test_the_table_says_what_falls_short():
