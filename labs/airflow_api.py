@@ -155,7 +155,9 @@ class AirflowApi:
     def log(self, row: dict[str, Any]) -> list[str]:
         """Return the lines of a task instance's log, as the web page shows them."""
         path = f"{self._instance_path(row)}/logs/{row['try_number']}"
-        answer = self.call("GET", path, params={"map_index": row["map_index"], "full_content": "true"}, headers={"Accept": "application/json"})
+        answer = self.call(
+            "GET", path, params={"map_index": row["map_index"], "full_content": "true"}, headers={"Accept": "application/json"}
+        )
         return [entry if isinstance(entry, str) else _log_line(entry) for entry in answer["content"]]
 
     def _instance_path(self, row: dict[str, Any]) -> str:

@@ -60,8 +60,14 @@ def check_peak(name: str, prediction: Prediction, plateau: Plateau | None, timel
     """Return the verdict on a peak: the plateau must be saturated, and the timeline must agree with it."""
     if plateau is None or not plateau.settled:
         return Measurement(
-            name, "exact", INCONCLUSIVE, prediction.peak, None if plateau is None else plateau.running, prediction.binding,
-            "the running count never settled; give the probe more time", evidence={"timeline peak": timeline_peak},
+            name,
+            "exact",
+            INCONCLUSIVE,
+            prediction.peak,
+            None if plateau is None else plateau.running,
+            prediction.binding,
+            "the running count never settled; give the probe more time",
+            evidence={"timeline peak": timeline_peak},
         )
     evidence = {
         "waiting": plateau.waiting,

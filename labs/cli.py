@@ -59,7 +59,13 @@ def list_labs(as_json: Json = False) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     rows = [
-        (lab.name, lab.title, ", ".join(lab.variants), f"{lab.minutes:g}", ", ".join(f"{p.name}={p.default}" for p in lab.parameters.values()))
+        (
+            lab.name,
+            lab.title,
+            ", ".join(lab.variants),
+            f"{lab.minutes:g}",
+            ", ".join(f"{p.name}={p.default}" for p in lab.parameters.values()),
+        )
         for lab in labs
     ]
     _table(("lab", "title", "variants", "minutes", "parameters (--set)"), rows)
@@ -106,7 +112,7 @@ def report(
     from labs import runner
     from labs.report import latest_run, write_report
 
-    folder = run_folder or latest_run(runner.RUNS)
+    folder = run_folder or latest_run(runner.runs_folder())
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", "give a folder under runs/, or none for the newest")
     typer.echo(write_report(folder))
@@ -123,7 +129,10 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        _table(("", "what", "found", "what to do"), [({"ok": "✓", "missing": "✗", "note": "·"}[f.state], f.what, f.detail, f.remedy) for f in findings])
+        _table(
+            ("", "what", "found", "what to do"),
+            [({"ok": "✓", "missing": "✗", "note": "·"}[f.state], f.what, f.detail, f.remedy) for f in findings],
+        )
     raise typer.Exit(0 if ready(findings) else FAILED)
 
 
@@ -174,7 +183,16 @@ def _print_run(records: tuple[dict[str, Any], ...]) -> None:
     for record in records:
         verdicts = [m["verdict"] for m in record["measurements"] if m.get("verdict")]
         exact = f"{verdicts.count('pass')} of {len(verdicts)}"
-        rows.append((f"{SIGNS[record['verdict']]} {record['verdict']}", record["lab"], record["variant"], exact, f"{record['seconds']:.0f}", record["error"]))
+        rows.append(
+            (
+                f"{SIGNS[record['verdict']]} {record['verdict']}",
+                record["lab"],
+                record["variant"],
+                exact,
+                f"{record['seconds']:.0f}",
+                record["error"],
+            )
+        )
     _table(("verdict", "lab", "variant", "as predicted", "seconds", "error"), rows)
     total = overall([record["verdict"] for record in records])
     typer.echo(f"{SIGNS[total]} {total}")

@@ -71,9 +71,7 @@ def verdict_note(measurement: Measurement) -> Note:
 def summary(measurements: Iterable[Measurement]) -> Table:
     """Return the table of all checks of a lab."""
     rows = [
-        (SIGNS[m.verdict] + " " + m.verdict, m.name, _cell(m.predicted), _cell(m.measured))
-        for m in measurements
-        if m.verdict is not None
+        (SIGNS[m.verdict] + " " + m.verdict, m.name, _cell(m.predicted), _cell(m.measured)) for m in measurements if m.verdict is not None
     ]
     return table(("verdict", "what", "predicted", "measured"), rows)
 

@@ -48,7 +48,9 @@ def _python() -> Finding:
     lowest, highest = pins()["python"]["minimum"], pins()["python"]["maximum"]
     version = platform.python_version()
     fits = _numbers(lowest) <= sys.version_info[:2] <= _numbers(highest)
-    return Finding("Python", OK if fits else MISSING, version, "" if fits else f"install Python {lowest} to {highest}, then: make clean setup")
+    return Finding(
+        "Python", OK if fits else MISSING, version, "" if fits else f"install Python {lowest} to {highest}, then: make clean setup"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -63,7 +65,12 @@ def _cores() -> Finding:
 def _memory() -> Finding:
     free = psutil.virtual_memory().available / 2**30
     enough = free >= MEMORY_GIB
-    return Finding("memory", OK if enough else NOTE, f"{free:.1f} GiB available", "" if enough else f"close programs until {MEMORY_GIB:g} GiB are available")
+    return Finding(
+        "memory",
+        OK if enough else NOTE,
+        f"{free:.1f} GiB available",
+        "" if enough else f"close programs until {MEMORY_GIB:g} GiB are available",
+    )
 
 
 def _disk() -> Finding:
@@ -82,7 +89,12 @@ def _home() -> Finding:
 
 def _airflow() -> Finding:
     there = is_complete(environment_path(lab_home()))
-    return Finding("Airflow", OK if there else NOTE, f"{airflow_version()} {'installed' if there else 'not installed yet'}", "" if there else "make setup")
+    return Finding(
+        "Airflow",
+        OK if there else NOTE,
+        f"{airflow_version()} {'installed' if there else 'not installed yet'}",
+        "" if there else "make setup",
+    )
 
 
 def _postgres() -> Finding:
@@ -109,7 +121,12 @@ def _installation() -> Finding:
 
 def _vagrant() -> Finding:
     found = shutil.which("vagrant")
-    return Finding("Vagrant", OK if found else NOTE, found or "not installed", "" if found else "only for labs on three nodes: https://developer.hashicorp.com/vagrant")
+    return Finding(
+        "Vagrant",
+        OK if found else NOTE,
+        found or "not installed",
+        "" if found else "only for labs on three nodes: https://developer.hashicorp.com/vagrant",
+    )
 
 
 def _docker() -> Finding:

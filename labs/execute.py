@@ -113,4 +113,3 @@ def _where(output: Path) -> str:
         return ""
     begun = [i for i, cell in enumerate(notebook.cells) if cell.metadata.get("papermill", {}).get("start_time")]
     return f" (in section {section_headings(notebook)[begun[-1]]!r})" if begun else ""
-

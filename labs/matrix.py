@@ -39,7 +39,11 @@ class Cell:
 
     def words(self) -> dict[str, Any]:
         """Return what the cell varies, for tables and records."""
-        return {"parallelism": self.parallelism, "pool": self.slots, **{k: v for k, v in as_dict(self.spec).items() if k not in ("name", "pool", "poll_seconds")}}
+        return {
+            "parallelism": self.parallelism,
+            "pool": self.slots,
+            **{k: v for k, v in as_dict(self.spec).items() if k not in ("name", "pool", "poll_seconds")},
+        }
 
 
 def draw_cells(seed: int, count: int, variant_settings: dict[str, str]) -> list[Cell]:
@@ -83,9 +87,7 @@ def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
 
 
-def run_matrix(
-    installation: Installation, cells: list[Cell], seed: int, folder: Path, report: Callable[[str], None]
-) -> dict[str, Any]:
+def run_matrix(installation: Installation, cells: list[Cell], seed: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Return the result record of a matrix, written to `folder`/matrix.json after every cell.
 
     The installation's own settings are put back at the end, also after an interruption.
@@ -106,7 +108,9 @@ def run_matrix(
     return results.read(folder / "matrix.json")
 
 
-def _write(installation: Installation, parameters: dict, started: datetime, rows: list[Measurement], folder: Path, *, complete: bool) -> None:
+def _write(
+    installation: Installation, parameters: dict, started: datetime, rows: list[Measurement], folder: Path, *, complete: bool
+) -> None:
     record = results.record(
         "matrix", installation, parameters, started, rows, complete=complete, title="Exactness matrix: limits combined at random"
     )

@@ -238,10 +238,10 @@ class Caught:
 @contextlib.contextmanager
 def expect_error(*kinds: type[Exception]) -> Iterator[Caught]:
     """Show an error that the lab provokes on purpose, and lend its text; raises AssertionError if it does not come."""
-    caught = Caught()
+    caught, expected = Caught(), kinds or (LabError, ProvisionError)
     try:
         yield caught
-    except kinds or (LabError, ProvisionError) as error:
+    except expected as error:
         caught.text = str(error)
         display(Note(caught.text))
     else:

@@ -213,9 +213,7 @@ class PlateauWatcher:
         return Plateau(running, queued, scheduled, self._polls, held, settled, starting)
 
 
-def run_probe(
-    installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, timeout_s: float = 900
-) -> ProbeResult:
+def run_probe(installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, timeout_s: float = 900) -> ProbeResult:
     """Return what the probe did, from delivery to collection; it is removed again whatever happens."""
     with Probe(installation, api, spec, watcher) as probe:
         probe.deliver()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,6 @@ from provision.errors import ProvisionError
 from provision.home import REPOSITORY, lab_home
 from provision.lock import exclusive
 
-RUNS = REPOSITORY / "runs"
 # When this lab fails, nothing measured after it could be trusted.
 GATEKEEPER = "00-start-here"
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -48,6 +48,11 @@ class Run:
         return EXIT_CODES[self.verdict]
 
 
+def runs_folder() -> Path:
+    """Return where results go: `$LAB_RUNS`, or `runs` in the checkout."""
+    return Path(os.environ.get("LAB_RUNS") or REPOSITORY / "runs").expanduser().resolve()
+
+
 def run_labs(
     labs: list[LabFile],
     target: str,
@@ -55,13 +60,12 @@ def run_labs(
     parameters: Mapping[str, Mapping[str, Any]],
     watch: Watch,
     *,
-    runs: Path = RUNS,
     cell_seconds: int = CELL_SECONDS,
 ) -> Run:
     """Return the finished run; raises UsageError or ProvisionError before anything runs, LabError if nothing could."""
     groups = catalog.group_by_variant((lab, catalog.choose_variant(lab, variant, target)) for lab in labs)
     with exclusive(lab_home(), "labs run"):
-        folder = new_folder(runs)
+        folder = new_folder(runs_folder())
         records: list[dict[str, Any]] = []
         try:
             for lab, installation, number in _installed(groups, target, watch):
@@ -110,9 +114,7 @@ def _run_lab(
     started, begun = datetime.now(UTC), time.monotonic()
     progress_file = folder / f".{lab.name}.progress"
     with Tail(progress_file, watch):
-        error = execute(
-            lab.path, folder / lab.path.name, {**changed, "result_path": str(result)}, progress_file, watch.cell, cell_seconds
-        )
+        error = execute(lab.path, folder / lab.path.name, {**changed, "result_path": str(result)}, progress_file, watch.cell, cell_seconds)
     record = _read_or_none(result)
     if not error and (record is None or not record["complete"]):
         error = "the notebook ended before its last cell and without an error; a cell called sys.exit, or lab.finish() is missing"
@@ -179,12 +181,12 @@ def _mark_interrupted(folder: Path) -> list[str]:
     return names
 
 
-def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch, *, runs: Path = RUNS) -> tuple[dict[str, Any], Path]:
+def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch) -> tuple[dict[str, Any], Path]:
     """Return the record of an exactness matrix and the run folder that holds it and its report."""
     with exclusive(lab_home(), "labs matrix"):
         installation = services.ensure(target, variant, {}, watch.doing)
         cells = matrix.draw_cells(seed, count, installation.settings)
-        folder = new_folder(runs)
+        folder = new_folder(runs_folder())
         try:
             record = matrix.run_matrix(installation, cells, seed, folder, watch.event)
         finally:

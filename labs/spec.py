@@ -111,7 +111,15 @@ class Spec:
 
 _GROUP_KEYS = frozenset(Group.__dataclass_fields__)
 _DAG_KEYS = frozenset(Spec.__dataclass_fields__)
-_AT_LEAST_ONE = ("tasks", "pool_slots", "max_active_tasks", "max_active_runs", "runs", "max_active_tis_per_dag", "max_active_tis_per_dagrun")
+_AT_LEAST_ONE = (
+    "tasks",
+    "pool_slots",
+    "max_active_tasks",
+    "max_active_runs",
+    "runs",
+    "max_active_tis_per_dag",
+    "max_active_tis_per_dagrun",
+)
 _TEXT = ("name", "pool", "queue", "executor", "kind")
 _FLAGS = ("mapped", "chain")
 _OPTIONAL = {name for part in (Spec, Group) for name, entry in part.__dataclass_fields__.items() if entry.default is None}
@@ -186,7 +194,9 @@ def _check_keys(entry: Mapping[str, Any], known: frozenset[str], where: str) -> 
     for key in entry:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise UsageError(f"Unknown key {key!r} in {where}.", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}")
+            raise UsageError(
+                f"Unknown key {key!r} in {where}.", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            )
 
 
 def _check_values(entry: Mapping[str, Any], where: str) -> None:
@@ -218,10 +228,16 @@ def _check_names(groups: list[Group]) -> None:
     seen: set[str] = set()
     for group in groups:
         if group.name in seen or not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", group.name):
-            raise UsageError(f"Group name {group.name!r} is used twice or cannot be part of a task id.", "give each group its own name of letters, digits, _ and -")
+            raise UsageError(
+                f"Group name {group.name!r} is used twice or cannot be part of a task id.",
+                "give each group its own name of letters, digits, _ and -",
+            )
         for earlier in group.after:
             if earlier not in seen:
-                raise UsageError(f"Group {group.name!r} comes after {earlier!r}, which is not an earlier group.", "list groups in the order in which they run")
+                raise UsageError(
+                    f"Group {group.name!r} comes after {earlier!r}, which is not an earlier group.",
+                    "list groups in the order in which they run",
+                )
         seen.add(group.name)
     for group in groups:
         task = re.fullmatch(r"(.+)_(\d{3,})", group.name) if group.mapped else None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 
@@ -128,7 +129,7 @@ def hop_latencies(attempts: Iterable[Attempt]) -> dict[str, list[float]]:
 def chain_gaps(attempts: Iterable[Attempt]) -> list[float]:
     """Return the seconds between each task's end and the next one's start, for tasks that ran one after another."""
     ordered = sorted((a for a in attempts if a.start is not None and a.end is not None), key=lambda a: a.start)
-    return [later.start - earlier.end for earlier, later in zip(ordered, ordered[1:], strict=False)]
+    return [later.start - earlier.end for earlier, later in pairwise(ordered)]
 
 
 def start_order(attempts: Iterable[Attempt]) -> list[Attempt]:

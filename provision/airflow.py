@@ -82,9 +82,7 @@ def check_changes(changes: Mapping[str, str]) -> None:
             raise UsageError(f"{setting} is set by the installation itself.", "choose another variant, or leave it out")
 
 
-def render_environment(
-    variant: Variant, placement: Placement, secrets: Mapping[str, str], changes: Mapping[str, str]
-) -> dict[str, str]:
+def render_environment(variant: Variant, placement: Placement, secrets: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables by which Airflow learns all of its settings."""
     settings = {**variant.effective_settings(changes), **_owned_settings(placement, secrets)}
     environment = {variable_name(setting): value for setting, value in settings.items()}

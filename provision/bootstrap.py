@@ -91,7 +91,10 @@ def build(control: Path) -> None:
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r", str(UV_LOCK)], NETWORK)
     say("installing the locked packages (200 MB to download the first time)")
     run([uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, str(REQUIREMENTS)], NETWORK)
-    run([uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)], "report this: the checkout itself could not be installed")
+    run(
+        [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)],
+        "report this: the checkout itself could not be installed",
+    )
     (control / "complete").write_text(digest() + "\n")
     say("control environment ready")
 

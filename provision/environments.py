@@ -50,8 +50,7 @@ def build_environment(home: LabHome) -> Path:
     uv = str(uv_binary())
     _run([uv, "venv", "--quiet", "--python", sys.executable, str(environment)], environment)
     _run(
-        [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(environment / "bin" / "python")]
-        + [str(airflow_lock())],
+        [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(environment / "bin" / "python")] + [str(airflow_lock())],
         environment,
     )
     (environment / COMPLETE).write_text(airflow_version() + "\n")
@@ -85,4 +84,7 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
         options = known.get(section, {}).get("options")
         if options is not None and key not in options:
             near = difflib.get_close_matches(key, options, n=3)
-            raise UsageError(f"Airflow {airflow_version()} has no setting {setting}.", f"did you mean: {', '.join(near) or ', '.join(sorted(options)[:5])}?")
+            raise UsageError(
+                f"Airflow {airflow_version()} has no setting {setting}.",
+                f"did you mean: {', '.join(near) or ', '.join(sorted(options)[:5])}?",
+            )

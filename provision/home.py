@@ -67,6 +67,13 @@ class LabHome:
         """Return a home inside this one for an installation that lives for a single experiment."""
         return LabHome(root=self.root / "throwaway" / name, shared=self.shared)
 
+    def contents(self) -> list[Path]:
+        """Return what an installation puts into this home, and nothing that somebody else may keep there."""
+        folders = [self.airflow_home, self.state, self.logs, self.databases, self.root / "throwaway"]
+        files = [self.secrets, self.installation, self.environment_file]
+        own = [self.environments] if self.root == self.shared else []
+        return [*folders, *own, *files, *(file.with_name(file.name + ".new") for file in files)]
+
     def prepare(self) -> None:
         """Create the folders, readable by their owner only; raises ProvisionError if that fails."""
         try:

@@ -70,7 +70,9 @@ def status(c, target="local"):
     place = open_target(target)
     rows = place.status()
     for row in rows:
-        print(f"{row.name:14} {row.state.lower():9} pid {row.pid or '-':<8} {row.memory / 2**20:6.0f} MiB  {row.node}  {row.detail}".rstrip())
+        print(
+            f"{row.name:14} {row.state.lower():9} pid {row.pid or '-':<8} {row.memory / 2**20:6.0f} MiB  {row.node}  {row.detail}".rstrip()
+        )
     installed = place.installed()
     if installed is None:
         raise Exit(f"No variant is installed in {lab_home().root}.\n  Next: fab install VARIANT", code=1)
@@ -81,7 +83,9 @@ def status(c, target="local"):
     print(f"fab install {installed['variant']} would make {len(todo)} changes.")
 
 
-@task(positional=["service"], help={"service": "a service's name, as fab status shows it", "lines": "how many lines", "target": TARGET_HELP})
+@task(
+    positional=["service"], help={"service": "a service's name, as fab status shows it", "lines": "how many lines", "target": TARGET_HELP}
+)
 @_plain_errors
 def logs(c, service, lines=50, target="local"):
     """Show the last lines that a service printed."""

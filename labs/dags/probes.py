@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from airflow.sdk import DAG, BaseOperator, Variable, get_parsing_context
@@ -89,12 +90,9 @@ def build_group(group: dict) -> tuple[list, list]:
         partial = ProbeOperator.partial(task_id=group["name"], **operator_arguments(group, 0))
         tasks = [partial.expand(index=list(range(count)))]
     else:
-        tasks = [
-            ProbeOperator(task_id=f"{group['name']}_{i:03d}", index=i, **operator_arguments(group, i))
-            for i in range(count)
-        ]
+        tasks = [ProbeOperator(task_id=f"{group['name']}_{i:03d}", index=i, **operator_arguments(group, i)) for i in range(count)]
     if group.get("chain"):
-        for earlier, later in zip(tasks, tasks[1:], strict=False):
+        for earlier, later in pairwise(tasks):
             earlier >> later
         return tasks[:1], tasks[-1:]
     return tasks, tasks

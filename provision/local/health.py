@@ -62,7 +62,9 @@ def require_alive(home: LabHome, supervisor: Supervisor, names: list[str]) -> No
     for name in names:
         state = states.get(name)
         if state is None or state.state in ("EXITED", "FATAL", "BACKOFF", "STOPPED", "UNKNOWN"):
-            status = f"exit code {state.exit_status}" if state and state.state == "EXITED" else (state.state.lower() if state else "unknown")
+            status = (
+                f"exit code {state.exit_status}" if state and state.state == "EXITED" else (state.state.lower() if state else "unknown")
+            )
             raise ProvisionError(
                 f"{name} ended ({status}). The end of its log ({log_path(home, name)}):\n{last_lines(log_path(home, name))}",
                 f"fab logs {name}",

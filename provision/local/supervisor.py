@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
@@ -126,16 +127,20 @@ class Supervisor:
         self._password = password
         self.configuration = home.state / "supervisord.conf"
 
-    def server(self) -> xmlrpc.client.ServerProxy:
-        """Return a fresh proxy to supervisor's XML-RPC interface."""
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Return the answer of one call to supervisor's XML-RPC interface; raises OSError when it is down."""
         transport = SupervisorTransport("lab", self._password, f"unix://{socket_path(self.home)}")
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+        try:
+            with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
+                return getattr(server.supervisor, method)(*arguments)
+        except http.client.HTTPException as error:
+            raise OSError(f"supervisor does not answer: {error}") from error
 
     def is_up(self) -> bool:
         """Return whether supervisord answers."""
         try:
-            return self.server().supervisor.getState()["statename"] == "RUNNING"
-        except (OSError, xmlrpc.client.Error, http.client.HTTPException):
+            return self.call("getState")["statename"] == "RUNNING"
+        except (OSError, xmlrpc.client.Error):
             return False
 
     def configure(self, programs: list[Program]) -> bool:
@@ -171,41 +176,37 @@ class Supervisor:
 
     def reload(self) -> None:
         """Make supervisor know exactly the configured programs, leaving unchanged ones running."""
-        server = self.server()
-        added, changed, removed = server.supervisor.reloadConfig()[0]
+        added, changed, removed = self.call("reloadConfig")[0]
         for name in [*changed, *removed]:
             self.stop([name])
-            server.supervisor.removeProcessGroup(name)
+            self.call("removeProcessGroup", name)
         for name in [*added, *changed]:
-            server.supervisor.addProcessGroup(name)
+            self.call("addProcessGroup", name)
 
     def states(self) -> dict[str, ProcessState]:
         """Return the state of every known program by name; empty when supervisor is down."""
         try:
-            rows = self.server().supervisor.getAllProcessInfo()
-        except (OSError, xmlrpc.client.Error, http.client.HTTPException):
+            rows = self.call("getAllProcessInfo")
+        except (OSError, xmlrpc.client.Error):
             return {}
         return {
-            row["name"]: ProcessState(row["name"], row["statename"], row["pid"], float(row["start"]), row["exitstatus"])
-            for row in rows
+            row["name"]: ProcessState(row["name"], row["statename"], row["pid"], float(row["start"]), row["exitstatus"]) for row in rows
         }
 
     def start(self, names: list[str]) -> None:
         """Start programs, all at once, without waiting for them to be ready."""
-        server = self.server()
         for name in names:
             try:
-                server.supervisor.startProcess(name, False)
+                self.call("startProcess", name, False)
             except xmlrpc.client.Fault as fault:
                 if "ALREADY_STARTED" not in fault.faultString:
                     raise ProvisionError(f"{name} could not be started: {fault.faultString}.", f"fab logs {name}") from fault
 
     def stop(self, names: list[str], report: Callable[[str], None] = lambda text: None) -> None:
         """Stop programs, all at once, and wait until the last one has ended."""
-        server = self.server()
         for name in names:
             try:
-                server.supervisor.stopProcess(name, False)
+                self.call("stopProcess", name, False)
             except xmlrpc.client.Fault as fault:
                 if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
                     raise ProvisionError(f"{name} could not be stopped: {fault.faultString}.", "fab stop") from fault
@@ -224,8 +225,8 @@ class Supervisor:
         """Stop every program and supervisord itself; whatever does not go is left to `sweep`."""
         try:
             self.stop(list(self.states()))
-            self.server().supervisor.shutdown()
-        except (OSError, xmlrpc.client.Error, http.client.HTTPException, ProvisionError):
+            self.call("shutdown")
+        except (OSError, xmlrpc.client.Error, ProvisionError):
             return
         deadline = time.monotonic() + 10
         while self.is_up() and time.monotonic() < deadline:

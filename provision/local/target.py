@@ -167,9 +167,7 @@ class LocalTarget:
         report("stopping services")
         self._stop(_silent)
         report("removing files")
-        for path in self.home.root.iterdir():
-            if path.name in ("control", "lock"):
-                continue
+        for path in self.home.contents():
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         socket_path(self.home).unlink(missing_ok=True)
         if self.home.root != self.home.shared:
@@ -234,7 +232,9 @@ class LocalTarget:
             if not port_is_free(port) and not (service in running and stored.get(service) == port):
                 if chosen:
                     owner = port_owner(port) or "another program"
-                    raise ProvisionError(f"Port {port} for {service} is taken by {owner}.", f"choose another {variable}, or none for a free port")
+                    raise ProvisionError(
+                        f"Port {port} for {service} is taken by {owner}.", f"choose another {variable}, or none for a free port"
+                    )
                 port = free_port()
             stored[service] = port
         write_private(file, json.dumps(stored, sort_keys=True) + "\n")
@@ -334,15 +334,15 @@ class LocalTarget:
         started = time.time()
         self._start_programs(desired, supervisor, names)
         waited_for = {name: (started if name in names else 0.0) for name in desired.digests if name != "postgres"}
-        wait_until_healthy(
-            self.home, supervisor, desired.placement.api_url, desired.secrets["api_password"], waited_for, report
-        )
+        wait_until_healthy(self.home, supervisor, desired.placement.api_url, desired.secrets["api_password"], waited_for, report)
         self._remember(desired, supervisor)
 
     def _start_programs(self, desired: Desired, supervisor: Supervisor, names: list[str]) -> None:
         for name, port in desired.ports.items():
             if name in names and name not in self._running() and not port_is_free(port):
-                raise ProvisionError(f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again")
+                raise ProvisionError(
+                    f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again"
+                )
         supervisor.start(names)
         self._remember(desired, supervisor)
 
