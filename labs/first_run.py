@@ -67,7 +67,8 @@ def stock(report: Report) -> float:
 
 @contextlib.contextmanager
 def _folder(name: str) -> Iterator[Path]:
-    folder = lab_home().root / "bench" / f"{os.getpid()}-{name}"
+    # Where `fab destroy` looks for what an interrupted command left behind.
+    folder = lab_home().throwaway(f"bench-{os.getpid()}-first-{name}").root
     folder.mkdir(parents=True)
     try:
         yield folder
