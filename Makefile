@@ -33,6 +33,8 @@ lock: setup  ## Resolve the locked requirements again
 	@$(BIN)/python -m provision.lock_requirements
 
 clean:  ## Stop everything and remove what was made (results in runs/ stay)
-	@test ! -d "$(LAB_HOME)" || { $(MAKE) --no-print-directory setup && $(BIN)/fab destroy; }
+	@if [ -x "$(BIN)/fab" ]; then $(BIN)/fab destroy; \
+	elif [ -d "$(LAB_HOME)" ]; then $(MAKE) --no-print-directory setup && $(BIN)/fab destroy; fi
 	@rm -rf "$(LAB_HOME)/control" "$(LAB_HOME)/lock"
 	@rmdir "$(LAB_HOME)" 2>/dev/null || true
+	@echo "Results are kept in runs/."

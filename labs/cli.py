@@ -18,7 +18,7 @@ from labs.errors import LabError, UsageError
 from provision.errors import ProvisionError
 from provision.errors import UsageError as ProvisionUsageError
 
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USE = 1, 2
 
 app = typer.Typer(
     name="labs",
@@ -221,9 +221,6 @@ def main() -> None:
         _fail(error, WRONG_USE)
     except (LabError, ProvisionError) as error:
         _fail(error, FAILED)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -93,7 +93,7 @@ def _airflow() -> Finding:
         "Airflow",
         OK if there else NOTE,
         f"{airflow_version()} {'installed' if there else 'not installed yet'}",
-        "" if there else "make setup",
+        "" if there else "fab install postgres   (or: labs run, which installs what it needs)",
     )
 
 

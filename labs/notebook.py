@@ -13,7 +13,7 @@ from typing import Any
 from IPython.display import SVG, display
 from matplotlib.figure import Figure
 
-from labs import checks, limits, plots, probe, progress, results, services
+from labs import catalog, checks, limits, plots, probe, progress, results, services
 from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
 from labs.display import Note, Table, summary, table, verdict_note
@@ -99,10 +99,20 @@ class Lab(Bench):
         self._plots_drawn = 0
         self._pools_before: dict[str, int | None] = {}
         self._changes_before = dict(self.installation.changes)
+        self._require_variant()
         self._watcher.require_alive()
         with exclusive(lab_home(), "a notebook"):
             probe.reset(self.installation, self.api)
         self._save(complete=False)
+
+    def _require_variant(self) -> None:
+        notebook = catalog.NOTEBOOKS / f"{self.name}.ipynb"
+        fitting = catalog.LabFile(notebook).variants if notebook.exists() else ()
+        if fitting and self.installation.variant not in fitting:
+            raise LabError(
+                f"Lab {self.name} needs the variant {' or '.join(fitting)}, but {self.installation.variant} is installed.",
+                f"fab install {fitting[0]}, then run this cell again",
+            )
 
     # -- acting --------------------------------------------------------------------------------------
 

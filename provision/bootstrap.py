@@ -99,7 +99,7 @@ def build(control: Path) -> None:
     say("control environment ready")
 
 
-NETWORK = "check the network (behind a proxy: HTTPS_PROXY, private CA: SSL_CERT_FILE) and run the same command again"
+NETWORK = "check the network (behind a proxy: HTTPS_PROXY, private CA: SSL_CERT_FILE and PIP_CERT) and run the same command again"
 
 
 def run(command: list[str], remedy: str) -> None:

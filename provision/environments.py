@@ -86,5 +86,5 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(key, options, n=3)
             raise UsageError(
                 f"Airflow {airflow_version()} has no setting {setting}.",
-                f"did you mean: {', '.join(near) or ', '.join(sorted(options)[:5])}?",
+                f"did you mean: {', '.join(f'{section}.{option}' for option in near or sorted(options)[:5])}?",
             )

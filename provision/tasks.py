@@ -55,6 +55,8 @@ def _progress() -> Callable[[str], None]:
 @_plain_errors
 def install(c, variant, target="local", set=None):
     """Install a variant and start it; running it again changes nothing."""
+    if variant in ("-h", "--help"):
+        raise UsageError("Help comes before the task.", "fab --help install")
     changes = _changes(set or [])
     place = open_target(target)
     done = place.install(variant, changes, _progress())

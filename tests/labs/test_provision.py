@@ -93,7 +93,7 @@ def test_airflow_asks_for_user_and_password(target):
 def test_unknown_names_are_refused_before_anything_happens(target):
     with pytest.raises(UsageError, match="sqlite, postgres"):
         target.install("mysql")
-    with pytest.raises(UsageError, match="did you mean: parallelism"):
+    with pytest.raises(UsageError, match=r"did you mean: core\.parallelism"):
         target.install("sqlite", {"core.paralelism": "2"})
     with pytest.raises(UsageError, match="set by the installation itself"):
         target.install("sqlite", {"core.executor": "CeleryExecutor"})
