@@ -169,6 +169,10 @@ class AirflowApi:
         """Return the slots of every pool, by name; -1 means no limit."""
         return {p["name"]: p["slots"] for p in self._pages("/pools", "pools", {})}
 
+    def pools_described(self, note: str) -> list[str]:
+        """Return the names of the pools whose description is `note`."""
+        return [p["name"] for p in self._pages("/pools", "pools", {}) if p["description"] == note]
+
     def set_pool(self, name: str, slots: int, description: str) -> None:
         """Create a pool, or change its slots."""
         if name in self.pools():

@@ -83,19 +83,20 @@ def check_peak(name: str, prediction: Prediction, plateau: Plateau | None, timel
 
 
 def _judge_peak(prediction: Prediction, plateau: Plateau, timeline_peak: int) -> tuple[str, str]:
-    measured = plateau.running
+    measured, most = plateau.running, max(plateau.running, timeline_peak)
+    # More than was predicted refutes the prediction, whether or not anything waited.
+    if most > prediction.peak:
+        return FAIL, f"{most} ran at once, but at most {prediction.peak} were predicted ({prediction.binding}): that limit does not hold"
     if plateau.waiting == 0:
         return INCONCLUSIVE, f"all {measured} tasks ran and none waited, so no limit was reached; submit more tasks"
     if timeline_peak != measured:
         return INCONCLUSIVE, f"the gate showed {measured} running at once, the start and end times {timeline_peak}"
     if measured == prediction.peak:
         return PASS, f"{measured} ran at once while {plateau.waiting} waited: {prediction.binding}"
-    if measured < prediction.peak:
-        return FAIL, (
-            f"{measured} ran at once, {prediction.peak} were predicted ({prediction.binding}); "
-            f"{plateau.waiting} more were waiting, so some other limit binds first"
-        )
-    return FAIL, f"{measured} ran at once, but at most {prediction.peak} were predicted ({prediction.binding}): that limit does not hold"
+    return FAIL, (
+        f"{measured} ran at once, {prediction.peak} were predicted ({prediction.binding}); "
+        f"{plateau.waiting} more were waiting, so some other limit binds first"
+    )
 
 
 def check_exact(name: str, predicted: Any, measured: Any, *, binding: str = "", evidence: dict[str, Any] | None = None) -> Measurement:

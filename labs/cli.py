@@ -93,6 +93,8 @@ def run(
     chosen = catalog.find_labs(labs or [], catalog.all_labs())
     if variant is not None and not labs:
         chosen = [lab for lab in chosen if variant in lab.variants]
+        if not chosen:
+            raise UsageError(f"No lab runs on variant {variant!r}.", "labs list")
     parameters = catalog.parse_parameters(set_ or [], chosen)
     with Watch() as watch:
         done = runner.run_labs(chosen, target, variant, parameters, watch, cell_seconds=cell_timeout)
@@ -165,7 +167,7 @@ def bench(
     experiments: Annotated[list[str] | None, typer.Argument(help="Which comparisons to make; all of them by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare our postgres variant with Airflow as shipped, side by side; prints ratios (takes about 15 minutes)."""
+    """Compare our postgres variant with Airflow as shipped, side by side; prints ratios (takes about 25 minutes)."""
     from labs import bench as benchmark
     from labs import bench_rows
     from labs.watch import Watch

@@ -90,7 +90,7 @@ def execute(
         return f"the notebook's kernel died{_where(output)}"
     except NoSuchKernel:
         return "the control environment has no Jupyter kernel; run: make setup"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         return f"{source.name} could not be executed: {error}"
     finally:
         shutil.rmtree(sockets, ignore_errors=True)

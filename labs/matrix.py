@@ -81,7 +81,7 @@ def _draw(rng: random.Random, number: int, parallelism: int, variant_settings: d
 def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     """Return the verdict on one cell, measured on an installation that has the cell's settings."""
     api = AirflowApi(installation)
-    api.set_pool(POOL, cell.slots, "made by labs matrix")
+    api.set_pool(POOL, cell.slots, probe.POOL_NOTE)
     prediction = limits.predict(cell.spec, installation.settings, api.pools())
     result = probe.run_probe(installation, api, cell.spec, services.Watcher(installation))
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
@@ -103,8 +103,10 @@ def run_matrix(installation: Installation, cells: list[Cell], seed: int, folder:
             report(f"checked {measured[-1].name}: {measured[-1].verdict}")
             _write(installation, parameters, started, measured, folder, complete=len(measured) == len(cells))
     finally:
-        AirflowApi(installation).delete_pool(POOL)
-        services.change_settings(installation, before, report)
+        try:
+            services.change_settings(installation, before, report)
+        finally:
+            AirflowApi(installation).delete_pool(POOL)
     return results.read(folder / "matrix.json")
 
 

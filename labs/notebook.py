@@ -55,7 +55,7 @@ class Bench:
 
     def set_pool(self, name: str, slots: int) -> None:
         """Create a pool or change its slots."""
-        self.api.set_pool(name, slots, "made by a lab")
+        self.api.set_pool(name, slots, probe.POOL_NOTE)
 
     def count_in_logs(self, text: str) -> dict[str, int]:
         """Return in how many lines of each service's log a text appears, by service."""
@@ -67,6 +67,10 @@ class Bench:
         expected = {service["name"] for service in self.installation.services}
         return sorted({process.service for process in self.processes()} & expected)
 
+    def live_settings(self) -> dict[str, str | None]:
+        """Return the settings with which the running scheduler was started; every change of a setting concerns it."""
+        return services.live_settings(self.installation)
+
     def wait(self, seconds: float, why: str) -> None:
         """Let time pass on purpose, watching that every service stays alive."""
         end = time.monotonic() + seconds
@@ -75,8 +79,8 @@ class Bench:
             self._watcher.require_alive()
             time.sleep(min(1.0, left))
 
-    def airflow(self, *arguments: str, changes: Mapping[str, str] | None = None) -> str:
-        """Return what Airflow's own command prints when called beside the services, with these settings changed."""
+    def airflow(self, *arguments: str, changes: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Return what Airflow's own command prints, standard output and error, when called beside the services, with these settings changed."""
         return services.airflow_command(self.installation, list(arguments), dict(changes or {}))
 
     def processes(self) -> list[Any]:
@@ -97,7 +101,6 @@ class Lab(Bench):
         self._measurements: list[Measurement] = []
         self._plots: list[dict[str, str]] = []
         self._plots_drawn = 0
-        self._pools_before: dict[str, int | None] = {}
         self._changes_before = dict(self.installation.changes)
         self._require_variant()
         self._watcher.require_alive()
@@ -118,7 +121,6 @@ class Lab(Bench):
 
     def pool(self, name: str, slots: int) -> Note:
         """Create a pool for this lab, or change its slots; it is as before when the lab finishes."""
-        self._pools_before.setdefault(name, self.api.pools().get(name))
         self.set_pool(name, slots)
         return Note(f"Pool {name} has {slots} {'slot' if slots == 1 else 'slots'}.")
 
@@ -163,6 +165,8 @@ class Lab(Bench):
             judged = judge(answer) if answer is not None else False
         except LabError as error:
             judged, hint = False, f"{error.message} {error.hint}"
+        except (TypeError, ValueError, AttributeError) as error:
+            judged, hint = False, f"This answer cannot be judged ({error}). {hint}"
         if isinstance(judged, Measurement):
             correct, why = judged.verdict == checks.PASS, judged.why
         else:
@@ -176,10 +180,11 @@ class Lab(Bench):
 
         def judge(answer: Any) -> Measurement:
             prediction = self.predict(answer)
-            if binding and binding not in prediction.binding_names:
+            if binding and prediction.binding_names != (binding,):
                 raise LabError(f"The limit that binds is {', '.join(prediction.binding_names) or 'none'}, not {binding}.", hint)
             result = self.run(answer)
-            seen = result.plateau.running if result.plateau and result.plateau.waiting else None
+            saturated = result.plateau and result.plateau.settled and result.plateau.waiting
+            seen = result.plateau.running if saturated else None
             return checks.check_exact(name, peak, seen)
 
         return self.exercise(name, spec, judge, hint)
@@ -221,9 +226,6 @@ class Lab(Bench):
     def finish(self) -> Table:
         """Put pools and settings back as they were, complete the result record, and return the table of verdicts."""
         probe.reset(self.installation, self.api)
-        for name, slots in sorted(self._pools_before.items()):
-            self.api.delete_pool(name) if slots is None else self.set_pool(name, slots)
-        self._pools_before.clear()
         if self.installation.changes != self._changes_before:
             self.change_settings(self._changes_before)
         self._save(complete=True)

@@ -79,8 +79,10 @@ def run_labs(
             watch.line("Interrupted; releasing what the lab held.", "yellow")
             raise
         finally:
-            _release(watch)
-            page = _finish(folder, watch)
+            try:
+                _clean_up(watch)
+            finally:
+                page = _finish(folder, watch)
     return Run(folder, tuple(records), page)
 
 
@@ -123,7 +125,7 @@ def _run_lab(
         record = results.record(lab.name, installation, parameters, started, [], complete=False, error=error, title=lab.title)
     if error:
         record = {**record, "verdict": FAIL, "complete": False, "error": error}
-        _after_failure(watch)
+        _clean_up(watch)
     record = {**record, "title": lab.title, "seconds": round(time.monotonic() - begun, 1)}
     results.write(result, record)
     return record
@@ -136,8 +138,8 @@ def _read_or_none(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _after_failure(watch: Watch) -> None:
-    """Release what a broken notebook held, and say so when that fails too: the next lab starts clean or not at all."""
+def _clean_up(watch: Watch) -> None:
+    """Release what a lab held, and say so when that fails: every lab begins with the same cleaning, or not at all."""
     try:
         _release(watch)
     except (LabError, ProvisionError) as error:
@@ -190,8 +192,10 @@ def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch) -
         try:
             record = matrix.run_matrix(installation, cells, seed, folder, watch.event)
         finally:
-            _release(watch)
-            _finish(folder, watch)
+            try:
+                _clean_up(watch)
+            finally:
+                _finish(folder, watch)
     return record, folder
 
 

@@ -58,8 +58,13 @@ def log(installation: Installation, service: str) -> str:
     return target_of(installation).logs(service, lines=1_000_000)
 
 
-def airflow_command(installation: Installation, arguments: list[str], changes: Mapping[str, str]) -> str:
-    """Return what Airflow's own command prints, both streams, when run with the installation's settings and `changes`."""
+def live_settings(installation: Installation) -> dict[str, str | None]:
+    """Return the installation's settings as its running scheduler has them."""
+    return target_of(installation).live_settings(list(installation.settings))
+
+
+def airflow_command(installation: Installation, arguments: list[str], changes: Mapping[str, str]) -> tuple[str, str]:
+    """Return what Airflow's own command prints, standard output and error, when run with the installation's settings and `changes`."""
     return target_of(installation).airflow(arguments, changes)
 
 

@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._status: Status | None = None
-        self._lab, self._cell, self._doing = "", "", ""
+        self._lab, self._cell, self._doing, self._heading = "", "", "", ""
         self._begun = time.monotonic()
 
     def __enter__(self) -> Watch:
@@ -54,12 +54,12 @@ class Watch:
 
     def lab(self, name: str, title: str, variant: str, number: int, count: int) -> None:
         """Say that a lab begins."""
-        self._lab, self._cell, self._doing = name, "", ""
+        self._lab, self._cell, self._doing, self._heading = name, "", "", ""
         self.line(f"[{number}/{count}] {name}: {title} (on {variant})", "bold")
 
     def cell(self, number: int, count: int, heading: str) -> None:
         """Say that a cell begins."""
-        changed = heading not in self._cell
+        changed, self._heading = heading != self._heading, heading
         self._cell = f"cell {number}/{count} {heading}".strip()
         if self._status:
             self._status.update(escape(f"{self._lab} · {self._cell}"))

@@ -53,15 +53,19 @@ AIRFLOW_SERVICES: tuple[Service, ...] = (
     Service("triggerer", ("triggerer", "--skip-serve-logs"), "waits, in one event loop, for what deferred tasks wait for"),
 )
 
-# Which services a setting concerns, by its section or its "section.key"; others concern all.
-# Source: where airflow/executors, jobs, dag_processing and api_fastapi of 3.3.2 read them.
-_CONCERNS: Mapping[str, tuple[str, ...]] = {
-    "core.parallelism": ("scheduler",),
-    "scheduler": ("scheduler",),
-    "dag_processor": ("dag-processor",),
-    "triggerer": ("triggerer",),
-    "api": ("api-server",),
-}
+# Settings that only the scheduler and the executor inside it read (airflow/jobs/scheduler_job_runner.py and
+# airflow/executors of 3.3.2). Any other setting may be read by any service, whatever its section is called:
+# [dag_processor] dag_bundle_config_list by every task, [scheduler] job_heartbeat_sec by every job.
+_SCHEDULER_ONLY = frozenset(
+    {
+        "core.parallelism",
+        "scheduler.scheduler_idle_sleep_time",
+        "scheduler.scheduler_heartbeat_sec",
+        "scheduler.max_tis_per_query",
+        "scheduler.task_queued_timeout",
+        "scheduler.task_instance_heartbeat_timeout",
+    }
+)
 
 
 def variable_name(setting: str) -> str:
@@ -124,8 +128,7 @@ def render_environment_file(environment: Mapping[str, str]) -> str:
 
 def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
-    concerned = _CONCERNS.get(setting) or _CONCERNS.get(setting.partition(".")[0])
-    return tuple(name for name in services if concerned is None or name in concerned)
+    return tuple(name for name in services if name == "scheduler" or setting not in _SCHEDULER_ONLY)
 
 
 def service_digest(service: Service, environment: Mapping[str, str]) -> str:

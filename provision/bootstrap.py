@@ -20,6 +20,8 @@ LOWEST, HIGHEST = (3, 11), (3, 13)
 REQUIREMENTS = REPOSITORY / "requirements.txt"
 UV_LOCK = REPOSITORY / "provision" / "locks" / "uv.txt"
 NEEDED_MIB = 2500
+# The same name as in provision/home.py, which cannot be imported here: it needs installed packages around it.
+MARKER = "made-by-airflow-executor-labs"
 
 
 class BootstrapError(Exception):
@@ -35,6 +37,7 @@ def main() -> int:
         if is_current(control):
             return 0
         check_room(home)
+        claim(home)
         build(control)
     except BootstrapError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -65,6 +68,16 @@ def check_room(home: Path) -> None:
             f"No disk space: {folder} has {free} MiB free, {NEEDED_MIB} MiB are needed.\n"
             "  Next: free some, or put the lab elsewhere: make LAB_HOME=/path/to/folder lab"
         )
+
+
+def claim(home: Path) -> None:
+    """Mark the folder as a lab's; raise BootstrapError if somebody else keeps files in it."""
+    if home.is_dir() and any(home.iterdir()) and not (home / MARKER).exists():
+        raise BootstrapError(
+            f"{home} is not empty and was not made for a lab.\n  Next: choose a new folder: make LAB_HOME=/path/to/new/folder lab"
+        )
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARKER).touch()
 
 
 def digest() -> str:

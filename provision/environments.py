@@ -82,6 +82,8 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
         if section not in known and meant:
             raise UsageError(f"Airflow {airflow_version()} has no setting {setting}.", f"did you mean: {meant[0]}.{key}?")
         options = known.get(section, {}).get("options")
+        if (options or {}).get(key, {}).get("sensitive") or key.endswith(("_cmd", "_secret", "password")):
+            raise UsageError(f"{setting} holds a secret, and settings are written into results and reports.", "leave it out")
         if options is not None and key not in options:
             near = difflib.get_close_matches(key, options, n=3)
             raise UsageError(

@@ -11,6 +11,8 @@ from provision.errors import ProvisionError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME_VARIABLE = "LAB_HOME"
+# Says that a folder was made for a lab, and that what `contents` names in it may be removed again.
+MARKER = "made-by-airflow-executor-labs"
 # The Airflow environment is 340 MB; a database, logs and room to unpack wheels come on top.
 ROOM_FOR_ENVIRONMENT_MIB = 1500
 ROOM_TO_RUN_MIB = 200
@@ -74,9 +76,19 @@ class LabHome:
         own = [self.environments] if self.root == self.shared else []
         return [*folders, *own, *files, *(file.with_name(file.name + ".new") for file in files)]
 
+    def require_own(self) -> None:
+        """Raise ProvisionError if somebody else keeps files in the folder: destroying a lab would remove theirs."""
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / MARKER).exists():
+            raise ProvisionError(
+                f"{self.root} is not empty and was not made for a lab.", f"choose a new folder: {HOME_VARIABLE}=/path/to/new/folder"
+            )
+
     def prepare(self) -> None:
         """Create the folders, readable by their owner only; raises ProvisionError if that fails."""
+        self.require_own()
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / MARKER).touch()
             for folder in (self.root, self.airflow_home, self.dags, self.specs, self.state, self.logs, self.databases):
                 folder.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o700)

@@ -79,8 +79,11 @@ class Target(Protocol):
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
 
-    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> str:
-        """Return what Airflow's own command prints, run with the installation's settings and `changes` on top."""
+    def live_settings(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Return the values of settings ("section.key") with which the running scheduler was started."""
+
+    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> tuple[str, str]:
+        """Return what Airflow's own command prints, standard output and error, with `changes` on top of the installation's settings."""
 
     def require_alive(self) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""

@@ -27,6 +27,9 @@ from provision.home import HOME_VARIABLE, LabHome, write_private
 OWNER_VARIABLE = "AIRFLOW_LABS_OWNER"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, the final zero included.
 LONGEST_SOCKET_PATH = 100
+CALL_ATTEMPTS = 10
+# Every program is killed after its own stop_seconds, 10 at most; beyond this something is stuck in the kernel.
+LONGEST_STOP_S = 30
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ def render_configuration(home: LabHome, programs: list[Program], password: str) 
     return "\n".join(sections) + "\n"
 
 
+class NotRunning(ProvisionError):
+    """There is no supervisord to talk to."""
+
+
 class Supervisor:
     """The supervisord of one home."""
 
@@ -128,19 +135,24 @@ class Supervisor:
         self.configuration = home.state / "supervisord.conf"
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return the answer of one call to supervisor's XML-RPC interface; raises OSError when it is down."""
-        transport = SupervisorTransport("lab", self._password, f"unix://{socket_path(self.home)}")
-        try:
-            with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
-                return getattr(server.supervisor, method)(*arguments)
-        except http.client.HTTPException as error:
-            raise OSError(f"supervisor does not answer: {error}") from error
+        """Return the answer of one call to supervisor's XML-RPC interface; raises NotRunning when it is down."""
+        for _ in range(CALL_ATTEMPTS):
+            transport = SupervisorTransport("lab", self._password, f"unix://{socket_path(self.home)}")
+            try:
+                with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
+                    return getattr(server.supervisor, method)(*arguments)
+            except (FileNotFoundError, ConnectionRefusedError, xmlrpc.client.ProtocolError) as error:
+                raise NotRunning("supervisord does not run.", "fab install VARIANT") from error
+            except (OSError, http.client.HTTPException):
+                # Busy, not gone: on a loaded machine its socket's queue can be full for a moment.
+                time.sleep(0.3)
+        raise ProvisionError(f"supervisord of {self.home.root} does not answer.", "fab stop, then fab install VARIANT")
 
     def is_up(self) -> bool:
         """Return whether supervisord answers."""
         try:
             return self.call("getState")["statename"] == "RUNNING"
-        except (OSError, xmlrpc.client.Error):
+        except NotRunning:
             return False
 
     def configure(self, programs: list[Program]) -> bool:
@@ -151,6 +163,8 @@ class Supervisor:
         """Start supervisord unless it runs; raises ProvisionError with its last lines if it does not come up."""
         if self.is_up():
             return
+        # Nobody looks after what a lost supervisord had started; two schedulers would share one database.
+        sweep(self.home)
         socket_path(self.home).unlink(missing_ok=True)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration)]
         environment = {
@@ -187,7 +201,7 @@ class Supervisor:
         """Return the state of every known program by name; empty when supervisor is down."""
         try:
             rows = self.call("getAllProcessInfo")
-        except (OSError, xmlrpc.client.Error):
+        except NotRunning:
             return {}
         return {
             row["name"]: ProcessState(row["name"], row["statename"], row["pid"], float(row["start"]), row["exitstatus"]) for row in rows
@@ -199,8 +213,7 @@ class Supervisor:
             try:
                 self.call("startProcess", name, False)
             except xmlrpc.client.Fault as fault:
-                if "ALREADY_STARTED" not in fault.faultString:
-                    raise ProvisionError(f"{name} could not be started: {fault.faultString}.", f"fab logs {name}") from fault
+                raise ProvisionError(f"{name} could not be started: {fault.faultString}.", f"fab logs {name}") from fault
 
     def stop(self, names: list[str], report: Callable[[str], None] = lambda text: None) -> None:
         """Stop programs, all at once, and wait until the last one has ended."""
@@ -210,8 +223,8 @@ class Supervisor:
             except xmlrpc.client.Fault as fault:
                 if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
                     raise ProvisionError(f"{name} could not be stopped: {fault.faultString}.", "fab stop") from fault
-        waiting = ""
-        while True:
+        waiting, deadline = "", time.monotonic() + LONGEST_STOP_S
+        while time.monotonic() < deadline:
             states = self.states()
             left = [n for n in names if n in states and states[n].state in ("RUNNING", "STARTING", "STOPPING")]
             if not left:
@@ -220,13 +233,14 @@ class Supervisor:
                 waiting = ", ".join(left)
                 report(f"waiting for {waiting} to stop")
             time.sleep(0.05)
+        raise ProvisionError(f"{waiting} did not stop within {LONGEST_STOP_S} s.", "fab destroy, which ends what does not stop by itself")
 
     def shut_down(self) -> None:
         """Stop every program and supervisord itself; whatever does not go is left to `sweep`."""
         try:
             self.stop(list(self.states()))
             self.call("shutdown")
-        except (OSError, xmlrpc.client.Error, ProvisionError):
+        except (xmlrpc.client.Error, ProvisionError):
             return
         deadline = time.monotonic() + 10
         while self.is_up() and time.monotonic() < deadline:
@@ -235,14 +249,22 @@ class Supervisor:
 
 def owned_processes(home: LabHome) -> list[psutil.Process]:
     """Return the live processes that belong to this home, whoever their parent is now."""
-    found = []
+    found = {}
     for process in psutil.process_iter():
         try:
-            if process.environ().get(OWNER_VARIABLE) == str(home.root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if process.environ().get(OWNER_VARIABLE) == str(home.root):
+                # PostgreSQL's processes write their titles over their environment; they are found by their parent.
+                found |= {member.pid: member for member in (process, *process.children(recursive=True))}
         except (psutil.Error, OSError):
             continue
-    return found
+    return [process for process in found.values() if _alive(process)]
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def sweep(home: LabHome, grace_seconds: float = 3.0) -> int:

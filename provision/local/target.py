@@ -93,9 +93,9 @@ class LocalTarget:
             environments.check_settings_exist(environments.environment_path(self.home), wanted)
             desired = self._desired(chosen, wanted)
             todo = self._plan(desired)
-            if todo:
+            if todo or self.installed() is None:
                 self.home.installation.unlink(missing_ok=True)
-                self._apply(desired, todo, report)
+                self._apply_or_undo(desired, todo, report)
             self._write_installation(desired)
             return built + todo
 
@@ -122,8 +122,13 @@ class LocalTarget:
         scheduler = self._running().get("scheduler")
         return busy_local_workers(scheduler) if scheduler else None
 
-    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> str:
-        """Return what Airflow's own command prints, run with the installation's settings and `changes` on top."""
+    def live_settings(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Return the values of settings ("section.key") with which the running scheduler was started."""
+        environment = psutil.Process(self._running()["scheduler"]).environ()
+        return {name: environment.get(airflow.variable_name(name)) for name in names}
+
+    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> tuple[str, str]:
+        """Return what Airflow's own command prints, standard output and error, with `changes` on top of the installation's settings."""
         installed = self.installed()
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
@@ -134,7 +139,7 @@ class LocalTarget:
             env={**_clean_environment(), **desired.environment, **overlay},
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        return done.stdout + done.stderr
+        return done.stdout, done.stderr
 
     def require_alive(self) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
@@ -161,6 +166,7 @@ class LocalTarget:
         """Stop everything and remove what was made, but for the control environment this program runs in."""
         if not self.home.root.exists():
             return
+        self.home.require_own()
         for throwaway in sorted((self.home.root / "throwaway").glob("*")):
             report(f"removing the throw-away installation {throwaway.name}")
             LocalTarget(self.home.throwaway(throwaway.name)).destroy()
@@ -280,6 +286,20 @@ class LocalTarget:
         return [path for path, text in self._files(desired).items() if not path.exists() or path.read_text() != text]
 
     # -- apply ----------------------------------------------------------------------------------
+
+    def _apply_or_undo(self, desired: Desired, todo: list[Change], report: Report) -> None:
+        before = set(self._running())
+        try:
+            self._apply(desired, todo, report)
+        except (ProvisionError, KeyboardInterrupt):
+            # Nothing that this install started is left running; what ran before and was not touched goes on.
+            started = [name for name in self._running() if name not in before]
+            supervisor = self._supervisor()
+            if supervisor and before:
+                supervisor.stop(started)
+            else:
+                self._stop(report)
+            raise
 
     def _apply(self, desired: Desired, todo: list[Change], report: Report) -> None:
         supervisor = Supervisor(self.home, desired.secrets["supervisor_password"])

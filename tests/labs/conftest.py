@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from labs.notebook import Bench
-from provision.home import REPOSITORY, lab_home
+from provision.home import REPOSITORY, LabHome, lab_home
 from provision.local.supervisor import owned_processes
 from provision.target import open_target
 
@@ -31,6 +31,7 @@ def lab_folder():
     environments = lab_home().environments
     environments.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="labs-test-"))
+    LabHome(folder, folder).prepare()
     (folder / "environments").symlink_to(environments)
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(("LAB_", "AIRFLOW"))}
     os.environ["LAB_HOME"], os.environ["LAB_RUNS"] = str(folder), str(folder / "runs")

@@ -14,7 +14,9 @@ import requests
 
 from labs.installation import read_installation
 from provision.errors import ProvisionError, UsageError
-from provision.local.supervisor import OWNER_VARIABLE, free_port, owned_processes
+from provision.home import MARKER, LabHome
+from provision.local.supervisor import free_port, owned_processes
+from provision.target import open_target
 
 
 def pids(target):
@@ -181,7 +183,7 @@ def test_destroy_works_on_a_damaged_installation(target, fab, damage, environmen
     done = fab("destroy")
     assert done.returncode == 0, done.stderr
     assert owned_processes(target.home) == []
-    assert {path.name for path in target.home.root.iterdir()} <= {"lock", "runs"}
+    assert {path.name for path in target.home.root.iterdir()} <= {"lock", "runs", MARKER}
     (target.home.root / "environments").symlink_to(environments)
 
 
@@ -205,6 +207,34 @@ def test_two_commands_at_once_are_refused_by_name(target, fab):
     assert "a long command" in done.stderr
 
 
-def test_the_owner_is_marked_in_every_process(target):
+def test_every_process_under_supervisor_is_found_as_owned(target):
+    target.install("postgres")
+    supervisord = psutil.Process(int((target.home.state / "supervisord.pid").read_text()))
+    tree = {supervisord.pid, *(child.pid for child in supervisord.children(recursive=True))}
+    assert len(tree) > 10
+    assert tree <= {process.pid for process in owned_processes(target.home)}
+
+
+def test_a_lost_supervisor_leaves_no_second_scheduler(target):
     target.install("sqlite")
-    assert {p.environ().get(OWNER_VARIABLE) for p in owned_processes(target.home)} == {str(target.home.root)}
+    old = {process.pid for process in owned_processes(target.home)}
+    psutil.Process(int((target.home.state / "supervisord.pid").read_text())).kill()
+    target.install("sqlite")
+    assert not old & {process.pid for process in owned_processes(target.home)}
+    assert all(row.running for row in target.status())
+
+
+def test_a_folder_that_others_use_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.txt").write_text("keep")
+    stranger = open_target("local", LabHome(tmp_path, tmp_path))
+    with pytest.raises(ProvisionError, match="was not made for a lab"):
+        stranger.install("sqlite")
+    with pytest.raises(ProvisionError, match="was not made for a lab"):
+        stranger.destroy()
+    assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
+
+
+def test_a_secret_is_refused_as_a_setting(target):
+    with pytest.raises(UsageError, match="holds a secret"):
+        target.install("sqlite", {"smtp.smtp_password": "hunter2"})

@@ -181,9 +181,10 @@ def test_an_empty_environment_is_an_empty_file():
     [
         ("core.parallelism", ("scheduler",)),
         ("scheduler.max_tis_per_query", ("scheduler",)),
-        ("dag_processor.parsing_processes", ("dag-processor",)),
-        ("triggerer.capacity", ("triggerer",)),
-        ("api.expose_config", ("api-server",)),
+        ("scheduler.job_heartbeat_sec", CORE_SERVICES),
+        ("dag_processor.dag_bundle_config_list", CORE_SERVICES),
+        ("triggerer.capacity", CORE_SERVICES),
+        ("api.expose_config", CORE_SERVICES),
         ("api_auth.jwt_secret", CORE_SERVICES),
         ("core.max_active_tasks_per_dag", CORE_SERVICES),
         ("logging.logging_level", CORE_SERVICES),
@@ -195,7 +196,7 @@ def test_a_setting_concerns_the_services_that_read_it(setting, concerned):
 
 
 def test_only_services_that_there_are_can_be_concerned():
-    assert services_concerned("triggerer.capacity", ("scheduler",)) == ()
+    assert services_concerned("triggerer.capacity", ("scheduler",)) == ("scheduler",)
     assert services_concerned("core.parallelism", ()) == ()
 
 
@@ -204,9 +205,9 @@ def test_only_services_that_there_are_can_be_concerned():
     [
         ({}, set()),
         ({"core__parallelism": "7"}, {"scheduler"}),
-        ({"triggerer__capacity": "7"}, {"triggerer"}),
-        ({"dag_processor__parsing_processes": "2"}, {"dag-processor"}),
-        ({"api__expose_config": "True"}, {"api-server"}),
+        ({"triggerer__capacity": "7"}, set(CORE_SERVICES)),
+        ({"dag_processor__parsing_processes": "2"}, set(CORE_SERVICES)),
+        ({"api__expose_config": "True"}, set(CORE_SERVICES)),
         ({"core__max_active_tasks_per_dag": "7"}, set(CORE_SERVICES)),
     ],
 )

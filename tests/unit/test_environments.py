@@ -45,9 +45,9 @@ def test_known_settings_and_those_of_providers_are_let_through(environment, sett
 @pytest.mark.parametrize(
     ("setting", "hint"),
     [
-        ("core.parallelsm", "did you mean: parallelism"),
+        ("core.parallelsm", "did you mean: core.parallelism"),
         ("core.max_active_tasks", "max_active_tasks_per_dag"),
-        ("core.zzz", "executor, max_active_tasks_per_dag, parallelism"),
+        ("core.zzz", "core.executor, core.max_active_tasks_per_dag, core.parallelism"),
         ("core.", "executor"),
         ("core", "executor"),
         ("scheduler.parallelism", "max_tis_per_query"),
