@@ -358,8 +358,10 @@ class LocalTarget:
         self._remember(desired, supervisor)
 
     def _start_programs(self, desired: Desired, supervisor: Supervisor, names: list[str]) -> None:
+        running = self._running()
+        names = [name for name in names if name not in running]
         for name, port in desired.ports.items():
-            if name in names and name not in self._running() and not port_is_free(port):
+            if name in names and not port_is_free(port):
                 raise ProvisionError(
                     f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again"
                 )
