@@ -143,6 +143,10 @@ class Supervisor:
                     return getattr(server.supervisor, method)(*arguments)
             except (FileNotFoundError, ConnectionRefusedError, xmlrpc.client.ProtocolError) as error:
                 raise NotRunning("supervisord does not run.", "fab install VARIANT") from error
+            except xmlrpc.client.Fault as fault:
+                if "SHUTDOWN_STATE" in fault.faultString:
+                    raise NotRunning("supervisord is going down.", "run the same command again") from fault
+                raise
             except (OSError, http.client.HTTPException):
                 # Busy, not gone: on a loaded machine its socket's queue can be full for a moment.
                 time.sleep(0.3)
