@@ -18,7 +18,8 @@ from labs.waiting import wait_for
 from provision import airflow, environments, secret_store
 from provision.home import REPOSITORY, LabHome, write_private
 from provision.local import postgres
-from provision.local.supervisor import Program, Supervisor, free_port, log_path
+from provision.local.ports import free_port
+from provision.local.supervisor import Program, Supervisor, log_path
 from provision.pins import airflow_version
 from provision.target import open_target
 

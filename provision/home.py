@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from provision.errors import ProvisionError
 
@@ -129,3 +131,12 @@ def write_private(path: Path, text: str) -> bool:
     temporary.chmod(0o600)
     temporary.replace(path)
     return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty when there is none or it is damaged."""
+    try:
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        return {}

@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -273,7 +272,20 @@ def _alive(process: psutil.Process) -> bool:
 
 def sweep(home: LabHome, grace_seconds: float = 3.0) -> int:
     """End every process of this home, politely first; return how many there were."""
-    processes = owned_processes(home)
+    return _end(owned_processes(home), grace_seconds)
+
+
+def sweep_orphans(home: LabHome, supervisor: Supervisor, grace_seconds: float = 3.0) -> int:
+    """End the processes of this home that nobody keeps any more; return how many there were.
+
+    The worker processes of a scheduler that was killed go on without it, and so do their tasks.
+    """
+    keeper = psutil.Process(supervisor.call("getPID"))
+    kept = {keeper.pid, *(child.pid for child in keeper.children(recursive=True))}
+    return _end([process for process in owned_processes(home) if process.pid not in kept], grace_seconds)
+
+
+def _end(processes: list[psutil.Process], grace_seconds: float) -> int:
     for process in processes:
         _signal(process, process.terminate)
     _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
@@ -288,32 +300,3 @@ def _signal(process: psutil.Process, send: Callable[[], None]) -> None:
         send()
     except psutil.Error:
         return
-
-
-def port_owner(port: int) -> str:
-    """Return who listens on a loopback port, for an error message; empty when nobody can be named."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except (psutil.Error, OSError):
-        pass
-    return ""
-
-
-def port_is_free(port: int) -> bool:
-    """Return whether a server could listen on this loopback port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody uses at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

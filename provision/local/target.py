@@ -4,60 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from provision import airflow, environments, secret_store
-from provision.airflow import AIRFLOW_SERVICES, Placement
+from provision import airflow, environments
 from provision.errors import ProvisionError, UsageError
-from provision.home import REPOSITORY, ROOM_TO_RUN_MIB, LabHome, require_room, write_private
+from provision.home import ROOM_TO_RUN_MIB, LabHome, read_json, require_room, write_private
 from provision.local import postgres
+from provision.local.desired import NODE, Desired, desired_state, files_of, installation_document, sqlite_file
 from provision.local.health import require_alive, wait_until_healthy
+from provision.local.ports import port_is_free, port_owner
 from provision.local.processes import busy_local_workers, process_table
-from provision.local.supervisor import (
-    Program,
-    Supervisor,
-    free_port,
-    log_path,
-    owned_processes,
-    port_is_free,
-    port_owner,
-    socket_path,
-    sweep,
-)
+from provision.local.supervisor import Supervisor, log_path, owned_processes, socket_path, sweep, sweep_orphans
 from provision.lock import exclusive
 from provision.pins import airflow_version
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.variants import Variant, variant_named
 
-NODE = "localhost"
-PORT_VARIABLES = {"api-server": "LAB_API_PORT", "postgres": "LAB_POSTGRES_PORT"}
-
 
 def _silent(text: str) -> None:
     """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Desired:
-    """Everything that the installed variant should look like on this machine."""
-
-    variant: Variant
-    changes: dict[str, str]
-    placement: Placement
-    secrets: dict[str, str]
-    ports: dict[str, int]
-    environment: dict[str, str]
-    digests: dict[str, str]
-    programs: list[Program]
 
 
 class LocalTarget:
@@ -72,7 +44,7 @@ class LocalTarget:
 
     def plan(self, variant: str, changes: Mapping[str, str] | None = None) -> list[Change]:
         """Return what `install` would do now, changing nothing but the folders and secrets it needs to know."""
-        return self._plan(self._desired(variant_named(variant), dict(changes or {})))
+        return self._plan(desired_state(self.home, variant_named(variant), dict(changes or {}), self._running()))
 
     def install(self, variant: str, changes: Mapping[str, str] | None = None, report: Report = _silent) -> list[Change]:
         """Make the variant run with these setting changes; return what had to be done.
@@ -91,7 +63,7 @@ class LocalTarget:
             else:
                 built = []
             environments.check_settings_exist(environments.environment_path(self.home), wanted)
-            desired = self._desired(chosen, wanted)
+            desired = desired_state(self.home, chosen, wanted, self._running())
             todo = self._plan(desired)
             if todo or self.installed() is None:
                 self.home.installation.unlink(missing_ok=True)
@@ -101,7 +73,7 @@ class LocalTarget:
 
     def installed(self) -> dict[str, Any] | None:
         """Return the content of the installation file, None unless an install ran to its end."""
-        return _read_json(self.home.installation) or None
+        return read_json(self.home.installation) or None
 
     def status(self) -> list[ServiceStatus]:
         """Return every program that supervisor keeps here; empty when nothing is installed."""
@@ -132,7 +104,7 @@ class LocalTarget:
         installed = self.installed()
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
-        desired = self._desired(variant_named(installed["variant"]), dict(installed["changes"]))
+        desired = desired_state(self.home, variant_named(installed["variant"]), dict(installed["changes"]), self._running())
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = subprocess.run(
             [str(desired.placement.airflow_binary), *arguments],
@@ -144,7 +116,7 @@ class LocalTarget:
     def require_alive(self) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
         supervisor = self._supervisor()
-        started = _read_json(self.home.state / "services.json")
+        started = read_json(self.home.state / "services.json")
         if supervisor is None or not started:
             raise ProvisionError("Nothing is installed here.", "fab install VARIANT")
         require_alive(self.home, supervisor, list(started))
@@ -188,64 +160,6 @@ class LocalTarget:
             return None
         return Supervisor(self.home, password)
 
-    def _desired(self, variant: Variant, changes: dict[str, str]) -> Desired:
-        self.home.prepare()
-        secrets = secret_store.load_or_create(self.home)
-        ports = self._ports(variant)
-        placement = Placement(
-            airflow_binary=environments.environment_path(self.home) / "bin" / "airflow",
-            airflow_home=self.home.airflow_home,
-            dags=self.home.dags,
-            api_host="127.0.0.1",
-            api_port=ports["api-server"],
-            database_url=self._database_url(variant, ports, secrets["database_password"]),
-        )
-        environment = airflow.render_environment(variant, placement, secrets, changes)
-        chosen = [service for service in AIRFLOW_SERVICES if service.name in variant.services]
-        local_settings = {"airflow_local_settings.py": _local_settings(variant)}
-        digests = {service.name: airflow.service_digest(service, environment | local_settings) for service in chosen}
-        programs = [
-            # The scheduler waits for running tasks; a lab's tasks are released first, so five seconds do.
-            Program(s.name, (str(placement.airflow_binary), *s.arguments), self.home.environment_file, stop_seconds=5)
-            for s in chosen
-        ]
-        if "postgres" in variant.services:
-            command = postgres.server_command(self.home, ports["postgres"])
-            # SIGINT is PostgreSQL's fast shutdown: open connections are closed, nothing is lost.
-            programs.append(Program("postgres", tuple(command), stop_signal="INT"))
-            digests["postgres"] = str(command)
-        return Desired(variant, changes, placement, secrets, ports, environment, digests, programs)
-
-    def _database_url(self, variant: Variant, ports: Mapping[str, int], password: str) -> str:
-        if variant.database == "sqlite":
-            # A writer waits up to a minute for the one write lock, instead of the driver's five seconds.
-            return f"sqlite:///{self._sqlite_file()}" + ("" if variant.as_shipped else "?timeout=60")
-        return postgres.url(ports["postgres"], password)
-
-    def _sqlite_file(self) -> Path:
-        return self.home.databases / "sqlite" / "airflow.db"
-
-    def _ports(self, variant: Variant) -> dict[str, int]:
-        """Return the port of each listening service: the user's choice, else the one chosen before, else a free one."""
-        file = self.home.state / "ports.json"
-        stored = _read_json(file)
-        running = self._running()
-        for service, variable in PORT_VARIABLES.items():
-            if service not in variant.services:
-                continue
-            chosen = os.environ.get(variable)
-            port = _port_number(variable, chosen) if chosen else int(stored.get(service) or free_port())
-            if not port_is_free(port) and not (service in running and stored.get(service) == port):
-                if chosen:
-                    owner = port_owner(port) or "another program"
-                    raise ProvisionError(
-                        f"Port {port} for {service} is taken by {owner}.", f"choose another {variable}, or none for a free port"
-                    )
-                port = free_port()
-            stored[service] = port
-        write_private(file, json.dumps(stored, sort_keys=True) + "\n")
-        return {service: int(port) for service, port in stored.items()}
-
     def _running(self) -> dict[str, int]:
         supervisor = self._supervisor()
         return {s.name: s.pid for s in supervisor.states().values() if s.running} if supervisor else {}
@@ -253,7 +167,7 @@ class LocalTarget:
     # -- plan -----------------------------------------------------------------------------------
 
     def _plan(self, desired: Desired) -> list[Change]:
-        running, started = self._running(), _read_json(self.home.state / "services.json")
+        running, started = self._running(), read_json(self.home.state / "services.json")
         changes = []
         if not self._database_ready(desired):
             changes.append(Change("create", "database", f"no {desired.variant.database} database of Airflow {airflow_version()}"))
@@ -271,19 +185,11 @@ class LocalTarget:
 
     def _database_ready(self, desired: Desired) -> bool:
         marker = self._migration_marker(desired.variant)
-        there = self._sqlite_file().exists() if desired.variant.database == "sqlite" else postgres.is_initialised(self.home)
+        there = sqlite_file(self.home).exists() if desired.variant.database == "sqlite" else postgres.is_initialised(self.home)
         return there and marker.exists() and marker.read_text() == airflow_version()
 
-    def _files(self, desired: Desired) -> dict[Path, str]:
-        return {
-            self.home.dags / "probes.py": (REPOSITORY / "labs" / "dags" / "probes.py").read_text(),
-            self.home.airflow_home / "config" / "airflow_local_settings.py": _local_settings(desired.variant),
-            desired.placement.passwords_file: json.dumps({airflow.API_USER: desired.secrets["api_password"]}) + "\n",
-            self.home.environment_file: airflow.render_environment_file(desired.environment),
-        }
-
     def _stale_files(self, desired: Desired) -> list[Path]:
-        return [path for path, text in self._files(desired).items() if not path.exists() or path.read_text() != text]
+        return [path for path, text in files_of(self.home, desired).items() if not path.exists() or path.read_text() != text]
 
     # -- apply ----------------------------------------------------------------------------------
 
@@ -311,8 +217,9 @@ class LocalTarget:
             # PostgreSQL goes last: Airflow's services write to it while they stop.
             supervisor.stop([name for name in affected if name != "postgres"], report)
             supervisor.stop([name for name in affected if name == "postgres"], report)
+        sweep_orphans(self.home, supervisor)
         supervisor.reload()
-        for path, text in self._files(desired).items():
+        for path, text in files_of(self.home, desired).items():
             write_private(path, text)
         if desired.variant.database == "postgres":
             self._start_postgres(desired, supervisor, report)
@@ -333,7 +240,7 @@ class LocalTarget:
     def _migrate(self, desired: Desired, report: Report) -> None:
         report(f"creating Airflow's tables in {desired.variant.database}")
         if desired.variant.database == "sqlite":
-            self._sqlite_file().parent.mkdir(parents=True, exist_ok=True)
+            sqlite_file(self.home).parent.mkdir(parents=True, exist_ok=True)
         log = log_path(self.home, "migrate")
         with log.open("w") as output:
             environment = {**_clean_environment(), **desired.environment}
@@ -385,63 +292,7 @@ class LocalTarget:
     # -- installation file ----------------------------------------------------------------------
 
     def _write_installation(self, desired: Desired) -> None:
-        database: dict[str, object] = {"kind": desired.variant.database}
-        if desired.variant.database == "sqlite":
-            database["file"] = str(self._sqlite_file())
-        else:
-            database |= {"host": "127.0.0.1", "port": desired.ports["postgres"], "name": postgres.DATABASE, "user": postgres.ROLE}
-        document = {
-            "schema": 1,
-            "variant": desired.variant.name,
-            "summary": desired.variant.summary,
-            "target": self.name,
-            "executor": desired.variant.executor,
-            "versions": {"airflow": airflow_version(), "python": platform.python_version()},
-            "api": {"url": desired.placement.api_url, "user": airflow.API_USER, "credentials": str(self.home.secrets)},
-            "database": database,
-            "dag_folder": str(self.home.dags),
-            "spec_folder": str(self.home.specs),
-            "task_logs": str(self.home.airflow_home / "logs"),
-            "home": str(self.home.root),
-            "settings": airflow.public_settings(desired.variant, desired.changes),
-            "changes": desired.changes,
-            "services": [
-                {"name": p.name, "node": NODE, "log": str(log_path(self.home, p.name)), "purpose": _purpose(p.name)}
-                for p in desired.programs
-            ],
-            "nodes": [
-                {
-                    "name": NODE,
-                    "address": "127.0.0.1",
-                    "roles": ["control", "worker"],
-                    "cores": os.cpu_count(),
-                    "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-                }
-            ],
-        }
-        write_private(self.home.installation, json.dumps(document, indent=1, sort_keys=True) + "\n")
-
-
-def _local_settings(variant: Variant) -> str:
-    return "" if variant.as_shipped else (REPOSITORY / "provision" / "files" / "airflow_local_settings.py").read_text()
-
-
-def _purpose(name: str) -> str:
-    return next((s.purpose for s in AIRFLOW_SERVICES if s.name == name), "the metadata database")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _port_number(variable: str, text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise UsageError(f"{variable}={text} is not a port.", "give a number from 1 to 65535")
-    return int(text)
+        write_private(self.home.installation, json.dumps(installation_document(self.home, desired), indent=1, sort_keys=True) + "\n")
 
 
 def _clean_environment() -> dict[str, str]:

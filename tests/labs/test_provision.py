@@ -15,7 +15,8 @@ import requests
 from labs.installation import read_installation
 from provision.errors import ProvisionError, UsageError
 from provision.home import MARKER, LabHome
-from provision.local.supervisor import free_port, owned_processes
+from provision.local.ports import free_port
+from provision.local.supervisor import owned_processes
 from provision.target import open_target
 
 
@@ -213,6 +214,17 @@ def test_every_process_under_supervisor_is_found_as_owned(target):
     tree = {supervisord.pid, *(child.pid for child in supervisord.children(recursive=True))}
     assert len(tree) > 10
     assert tree <= {process.pid for process in owned_processes(target.home)}
+
+
+def test_workers_of_a_killed_scheduler_are_ended_before_the_next_one_starts(target):
+    target.install("postgres")
+    scheduler = psutil.Process(pids(target)["scheduler"])
+    workers = scheduler.children()
+    scheduler.kill()
+    psutil.wait_procs([scheduler], timeout=5)
+    target.install("postgres")
+    assert len(workers) == 8
+    assert [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_lost_supervisor_leaves_no_second_scheduler(target):

@@ -23,7 +23,7 @@ from labs.limits import limits_of
 from labs.spec import KINDS, MOST_TASKS, Group, Spec, parse
 from provision import tasks
 from provision.home import HOME_VARIABLE, REPOSITORY
-from provision.local.target import PORT_VARIABLES
+from provision.local.ports import PORT_VARIABLES
 from provision.variants import TUNED, VARIANTS
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

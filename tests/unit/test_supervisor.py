@@ -13,16 +13,8 @@ from supervisor.options import UnhosedConfigParser
 
 from provision.errors import ProvisionError
 from provision.home import LabHome, lab_home
-from provision.local.supervisor import (
-    LONGEST_SOCKET_PATH,
-    Program,
-    free_port,
-    log_path,
-    port_is_free,
-    port_owner,
-    render_configuration,
-    socket_path,
-)
+from provision.local.ports import free_port, port_is_free, port_owner
+from provision.local.supervisor import LONGEST_SOCKET_PATH, Program, log_path, render_configuration, socket_path
 
 PROGRAMS = [
     Program("scheduler", ("/lab/bin/airflow", "scheduler", "--skip-serve-logs"), Path("/lab/airflow.env"), stop_seconds=5),
