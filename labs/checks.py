@@ -29,7 +29,9 @@ class Measurement:
 
     def row(self) -> dict[str, Any]:
         """Return the JSON object of the result record, without empty entries."""
-        kept = {"name", "kind"} | ({"predicted", "measured", "verdict"} if self.kind in ("exact", "bound") else set())
+        kept = {"name", "kind"} | (
+            {"predicted", "measured", "verdict"} if self.kind in ("exact", "bound") else {"measured"} if self.kind == "info" else set()
+        )
         entry = {k: v for k, v in asdict(self).items() if k in kept or v not in (None, "", (), {}, [])}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()}
 
