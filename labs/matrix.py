@@ -13,7 +13,7 @@ from labs import checks, limits, probe, results, services
 from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
 from labs.installation import Installation
-from labs.spec import Spec, as_dict, parse
+from labs.spec import Spec, as_dict, parse, with_tasks
 
 POOL = "lab_matrix"
 # Each parallelism costs a restart of the scheduler, so a matrix uses a few of them, several cells each.
@@ -74,7 +74,7 @@ def _draw(rng: random.Random, number: int, parallelism: int, variant_settings: d
     # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
     plenty = parse({**shape, "tasks": 40})
     most = limits.predict(plenty, settings, {POOL: slots}).peak
-    spec = replace(plenty, groups=tuple(replace(g, tasks=most + SURPLUS) for g in plenty.groups))
+    spec = with_tasks(plenty, most + SURPLUS)
     return Cell(number, parallelism, slots, spec)
 
 
