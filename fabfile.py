@@ -1,5 +1,5 @@
-"""fab install, status, logs, stop, destroy: see `fab --list` and provision/tasks.py."""
+"""fab install, workers, status, logs, stop, destroy: see `fab --list` and provision/tasks.py."""
 
-from provision.tasks import destroy, install, logs, status, stop
+from provision.tasks import destroy, install, logs, status, stop, workers
 
-__all__ = ["destroy", "install", "logs", "status", "stop"]
+__all__ = ["destroy", "install", "logs", "status", "stop", "workers"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provision.errors import ProvisionError, UsageError
-from provision.variants import Variant
+from provision.variants import Variant, check_pairing
+from provision.workers import Worker
 
 API_USER = "lab"
 
@@ -25,6 +26,8 @@ class Placement:
     api_host: str
     api_port: int
     database_url: str
+    broker_url: str = ""
+    flower_port: int = 0
 
     @property
     def api_url(self) -> str:
@@ -51,6 +54,13 @@ AIRFLOW_SERVICES: tuple[Service, ...] = (
     Service("scheduler", ("scheduler", "--skip-serve-logs"), "decides which task instance runs next; the executor lives in it"),
     Service("dag-processor", ("dag-processor",), "parses DAG files into the metadata database"),
     Service("triggerer", ("triggerer", "--skip-serve-logs"), "waits, in one event loop, for what deferred tasks wait for"),
+    Service("flower", ("celery", "flower"), "web page of the Celery workers"),
+)
+# The arguments that differ between workers come from a file of each worker's own, so that a worker whose
+# concurrency or queues are changed while it runs is started with the same command line ever after.
+WORKER_COMMAND = (
+    'exec "$0" celery worker --skip-serve-logs --celery-hostname "$LAB_WORKER" --queues "$LAB_WORKER_QUEUES" '
+    '--concurrency "$LAB_WORKER_CONCURRENCY" ${LAB_WORKER_AUTOSCALE:+--autoscale "$LAB_WORKER_AUTOSCALE"}'
 )
 
 # Settings that only the scheduler and the executor inside it read (airflow/jobs/scheduler_job_runner.py and
@@ -66,6 +76,8 @@ _SCHEDULER_ONLY = frozenset(
         "scheduler.task_instance_heartbeat_timeout",
     }
 )
+# How many tasks a worker runs at once is said for each worker.
+_SAID_BY_WORKER = frozenset({"celery.worker_concurrency", "celery.worker_autoscale"})
 
 
 def variable_name(setting: str) -> str:
@@ -77,11 +89,18 @@ def variable_name(setting: str) -> str:
     return f"AIRFLOW__{section}__{key}"
 
 
-def check_changes(changes: Mapping[str, str]) -> None:
-    """Raise UsageError for a change that would be ignored: a malformed name, or one that the installation owns."""
+def check_changes(changes: Mapping[str, str], database: str = "") -> None:
+    """Raise UsageError for a change that would be ignored: a malformed name, or one that the installation owns.
+
+    `database` is the kind that the variant has; asking for an executor that cannot use it is told as that.
+    """
     owned = set(_owned_settings(_EXAMPLE_PLACEMENT, {}))
     for setting in changes:
         variable_name(setting)
+        if setting in _SAID_BY_WORKER:
+            raise UsageError(f"{setting} is a matter of each worker.", "fab workers --resize worker-1=4, or a range: worker-1=1-4")
+        if setting == "core.executor":
+            check_pairing(changes[setting], database)
         if setting in owned or setting == "core.executor":
             raise UsageError(f"{setting} is set by the installation itself.", "choose another variant, or leave it out")
 
@@ -109,10 +128,37 @@ def _owned_settings(placement: Placement, secrets: Mapping[str, str]) -> dict[st
         "api_auth.jwt_secret": secrets.get("jwt_secret", ""),
         "logging.base_log_folder": str(placement.airflow_home / "logs"),
         "scheduler.enable_health_check": "False",
+        **(_owned_by_celery(placement, secrets) if placement.broker_url else {}),
     }
 
 
-_EXAMPLE_PLACEMENT = Placement(Path("/"), Path("/"), Path("/"), "127.0.0.1", 1, "")
+def _owned_by_celery(placement: Placement, secrets: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "celery.broker_url": placement.broker_url,
+        "celery.result_backend": f"db+{placement.database_url}",
+        "celery.flower_host": placement.api_host,
+        "celery.flower_port": str(placement.flower_port),
+        "celery.flower_basic_auth": f"{API_USER}:{secrets.get('flower_password', '')}",
+    }
+
+
+_EXAMPLE_PLACEMENT = Placement(Path("/"), Path("/"), Path("/"), "127.0.0.1", 1, "", "redis://", 1)
+
+
+def worker_service(worker: Worker) -> Service:
+    """Return the service that a worker is; its arguments are a shell command in which $0 is the `airflow` command."""
+    return Service(worker.name, (WORKER_COMMAND,), "Celery worker: runs tasks that it takes from its queues in the broker")
+
+
+def worker_environment(worker: Worker) -> dict[str, str]:
+    """Return the variables that tell one worker from the others."""
+    autoscale = f"{worker.concurrency},{worker.at_least}" if worker.at_least else ""
+    return {
+        "LAB_WORKER": worker.name,
+        "LAB_WORKER_QUEUES": ",".join(worker.queues),
+        "LAB_WORKER_CONCURRENCY": str(worker.concurrency),
+        "LAB_WORKER_AUTOSCALE": autoscale,
+    }
 
 
 def render_environment_file(environment: Mapping[str, str]) -> str:
@@ -128,7 +174,15 @@ def render_environment_file(environment: Mapping[str, str]) -> str:
 
 def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
-    return tuple(name for name in services if name == "scheduler" or setting not in _SCHEDULER_ONLY)
+    if setting in _SCHEDULER_ONLY:
+        return tuple(name for name in services if name == "scheduler")
+    if setting.startswith("celery"):
+        # The sections of the Celery provider: read by who sends tasks, who runs them, and who shows them.
+        return tuple(name for name in services if name not in _WITHOUT_CELERY)
+    return services
+
+
+_WITHOUT_CELERY = frozenset({"api-server", "dag-processor", "triggerer", "postgres"})
 
 
 def service_digest(service: Service, environment: Mapping[str, str]) -> str:

@@ -9,7 +9,16 @@ import secrets
 from provision.errors import ProvisionError
 from provision.home import LabHome, write_private
 
-NAMES = ("api_password", "jwt_secret", "api_secret_key", "fernet_key", "database_password", "supervisor_password")
+NAMES = (
+    "api_password",
+    "jwt_secret",
+    "api_secret_key",
+    "fernet_key",
+    "database_password",
+    "broker_password",
+    "flower_password",
+    "supervisor_password",
+)
 
 
 def generate(name: str) -> str:

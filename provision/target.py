@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from provision.errors import UsageError
 from provision.home import LabHome, lab_home
+from provision.workers import Worker
 
 Report = Callable[[str], None]
 TARGETS = ("local",)
@@ -61,11 +62,41 @@ class Target(Protocol):
     name: str
     home: LabHome
 
-    def plan(self, variant: str, changes: Mapping[str, str] | None = None) -> list[Change]:
+    def plan(
+        self,
+        variant: str,
+        changes: Mapping[str, str] | None = None,
+        *,
+        broker: str | None = None,
+        workers: Iterable[Worker] | None = None,
+    ) -> list[Change]:
         """Return what `install` would do now, changing nothing."""
 
-    def install(self, variant: str, changes: Mapping[str, str] | None = None, report: Report = ...) -> list[Change]:
-        """Make the variant run with these setting changes; return what had to be done (nothing, if it ran)."""
+    def install(
+        self,
+        variant: str,
+        changes: Mapping[str, str] | None = None,
+        report: Report = ...,
+        *,
+        broker: str | None = None,
+        workers: Iterable[Worker] | None = None,
+    ) -> list[Change]:
+        """Make the variant run with these setting changes; return what had to be done (nothing, if it ran).
+
+        Where the variant has Celery, `broker` and `workers` replace its own.
+        """
+
+    def set_workers(self, workers: Iterable[Worker], report: Report = ...) -> list[Change]:
+        """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""
+
+    def workers_seen(self) -> dict[str, dict[str, Any]]:
+        """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
+
+    def messages_waiting(self) -> dict[str, int]:
+        """Return how many task messages wait in the broker, by queue that a worker serves; empty without a broker."""
+
+    def query(self, sql: str) -> list[list[str]]:
+        """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
 
     def installed(self) -> dict[str, Any] | None:
         """Return the content of the installation file, None unless an install ran to its end."""
@@ -86,7 +117,7 @@ class Target(Protocol):
         """Return what Airflow's own command prints, standard output and error, with `changes` on top of the installation's settings."""
 
     def require_alive(self) -> None:
-        """Raise ProvisionError, with the end of its log, if a service of the installation has ended."""
+        """Raise ProvisionError, with the end of its log, if a service of the installation has ended, or its broker is full."""
 
     def logs(self, service: str, lines: int) -> str:
         """Return the last lines that a service printed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fabric import task
@@ -13,8 +13,9 @@ from invoke import Exit
 
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
-from provision.target import open_target
-from provision.variants import VARIANTS
+from provision.target import Target, open_target
+from provision.variants import BROKERS, VARIANTS
+from provision.workers import Worker, changed_workers, parse_worker, worker_from
 
 TARGET_HELP = "where Airflow runs: local (the default)"
 
@@ -45,24 +46,66 @@ def _progress() -> Callable[[str], None]:
 
 @task(
     positional=["variant"],
-    iterable=["set"],
+    iterable=["set", "worker"],
     help={
         "variant": f"one of: {', '.join(VARIANTS)}",
         "target": TARGET_HELP,
         "set": "a setting as section.key=value, for example core.parallelism=4; repeatable",
+        "broker": f"the broker of a Celery variant, one of: {', '.join(BROKERS)} (default: {BROKERS[0]})",
+        "worker": "a Celery worker as NAME=CONCURRENCY@QUEUES, for example heavy-1=1@heavy; repeatable; default: the variant's",
     },
 )
 @_plain_errors
-def install(c, variant, target="local", set=None):
+def install(c, variant, target="local", set=None, broker="", worker=None):
     """Install a variant and start it; running it again changes nothing."""
     if variant in ("-h", "--help"):
         raise UsageError("Help comes before the task.", "fab --help install")
     changes = _changes(set or [])
     place = open_target(target)
-    done = place.install(variant, changes, _progress())
+    listed = [parse_worker(text) for text in worker] if worker else None
+    done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed)
     for change in done:
         print(change)
     print(f"{variant} on {target}: {len(done)} changes.")
+
+
+@task(
+    iterable=["add", "remove", "resize"],
+    help={
+        "target": TARGET_HELP,
+        "add": "a new worker as NAME=CONCURRENCY@QUEUES, for example worker-4=2 or heavy-1=1@heavy; repeatable",
+        "remove": "the name of a worker that finishes its tasks and leaves; repeatable",
+        "resize": "a worker that there is, as NAME=CONCURRENCY@QUEUES; what is left out stays as it is; repeatable",
+    },
+)
+@_plain_errors
+def workers(c, target="local", add=None, remove=None, resize=None):
+    """List the Celery workers, or add, remove and resize some while tasks run."""
+    place = open_target(target)
+    installed = place.installed()
+    if installed is None or (not installed["workers"] and not installed["broker"]):
+        raise ProvisionError(
+            "The installed variant has no Celery workers." if installed else "No variant is installed.", "fab install celery"
+        )
+    now = [worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in installed["workers"]]
+    then = changed_workers(now, add or [], remove or [], resize or [])
+    if then != tuple(now):
+        done = place.set_workers(then, _progress())
+        for change in done:
+            print(change)
+    _show_workers(place, then)
+
+
+def _show_workers(place: Target, listed: Iterable[Worker]) -> None:
+    seen = place.workers_seen()
+    memory = {row.name: row.memory for row in place.status()}
+    print(f"{'worker':16} {'concurrency':>11} {'MiB':>5}  queues")
+    for worker in listed:
+        most = f"{worker.at_least}-{worker.concurrency}" if worker.at_least else str(worker.concurrency)
+        state = "" if worker.name in seen else "  does not answer"
+        print(f"{worker.name:16} {most:>11} {memory.get(worker.name, 0) / 2**20:5.0f}  {', '.join(worker.queues)}{state}")
+    waiting = ", ".join(f"{queue} {count}" for queue, count in place.messages_waiting().items())
+    print(f"waiting in the broker: {waiting or 'no queue is served'}")
 
 
 @task(help={"target": TARGET_HELP})
@@ -79,7 +122,9 @@ def status(c, target="local"):
     if installed is None:
         raise Exit(f"No variant is installed in {lab_home().root}.\n  Next: fab install VARIANT", code=1)
     print(f"{installed['variant']} on {installed['target']}, {installed['api']['url']}, user {installed['api']['user']}")
-    todo = place.plan(installed["variant"], installed["changes"])
+    if installed["flower"]:
+        print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
+    todo = place.plan(installed["variant"], installed["changes"], broker=(installed["broker"] or {}).get("kind"))
     for change in todo:
         print(f"would {change}")
     print(f"fab install {installed['variant']} would make {len(todo)} changes.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from provision.errors import UsageError
+from provision.workers import Worker, check_together
 
 CORE_SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer")
 
@@ -36,6 +38,54 @@ TUNED: Mapping[str, str] = {
     "scheduler.task_instance_heartbeat_timeout": "60",
 }
 
+# What a task needs and a Celery worker has not loaded yet when it forks its processes, found by listing what they
+# import at their first task: 0.3 s for each process, or for each task with worker_max_tasks_per_child = 1.
+# None of these modules opens a connection to the database.
+WORKER_PRELOAD = (
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.sdk.definitions.connection",
+    "airflow.dag_processing.importers",
+    "airflow.dag_processing.bundles.local",
+    "airflow.models.serialized_dag",
+    "airflow.models.dagbag",
+    "airflow.models.dag_favorite",
+    "airflow.models.task_state_store",
+    "airflow.models.asset_state_store",
+    "airflow.models.errors",
+    "airflow.version",
+)
+
+# Celery as it is safe to use it; every value that is Airflow's own default is here because a lab predicts with it.
+CELERY: Mapping[str, str] = {
+    # A worker takes no more messages than it can run, so what waits, waits in the broker, where every worker can
+    # take it; a message that a worker has reserved runs nowhere else.
+    "celery.worker_prefetch_multiplier": "1",
+    # A message leaves the broker when its task has ended, not when it is taken.
+    "celery.task_acks_late": "True",
+    # Redis gives a message that was not acknowledged in time to another worker, while the first one still runs
+    # it: longer than any task may take.
+    "celery_broker_transport_options.visibility_timeout": "86400",
+    # More than one sender means a new pool of processes for every batch (the default: cores - 1).
+    "celery.sync_parallelism": "1",
+    # Publishing a task may take this long on a loaded machine before it counts as failed (default 1 s).
+    "celery.operation_timeout": "5",
+    # result_expires: for how long a result is valid, in seconds; `airflow db clean` removes old ones from the
+    # database. imports: what workers load before they fork.
+    "celery.extra_celery_config": json.dumps({"imports": WORKER_PRELOAD, "result_expires": 86400}),
+}
+BROKERS = ("redis", "rabbitmq")
+
+
+def check_pairing(executor: str, database: str) -> None:
+    """Raise UsageError for the CeleryExecutor on SQLite; Airflow 3.3.2 itself starts with it and does not complain."""
+    if "CeleryExecutor" in executor and database == "sqlite":
+        raise UsageError(
+            "SQLite cannot be used with the CeleryExecutor: workers are made to run on several machines, SQLite is a file on one of "
+            "them, and the result backend of every worker would want its one write lock.",
+            "fab install celery, which uses PostgreSQL",
+        )
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -48,6 +98,16 @@ class Variant:
     services: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     as_shipped: bool = False
+    workers: tuple[Worker, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for an executor and a database that do not go together."""
+        check_pairing(self.executor, self.database)
+
+    @property
+    def uses_celery(self) -> bool:
+        """Whether tasks go through a broker to Celery workers."""
+        return "CeleryExecutor" in self.executor
 
     def effective_settings(self, changes: Mapping[str, str]) -> dict[str, str]:
         """Return every setting by "section.key": common and tuned ones, the variant's, then the lab's changes."""
@@ -83,8 +143,45 @@ VARIANTS: Mapping[str, Variant] = {
             settings={"core.parallelism": "32"},
             as_shipped=True,
         ),
+        Variant(
+            name="celery",
+            summary="CeleryExecutor with three workers, a Redis broker and PostgreSQL",
+            executor="CeleryExecutor",
+            database="postgres",
+            services=("postgres", *CORE_SERVICES, "flower"),
+            settings={"core.parallelism": "16", **CELERY},
+            workers=tuple(Worker(f"worker-{n}") for n in (1, 2, 3)),
+        ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an install is asked for: a variant, setting changes, and for Celery the kind of broker and the workers."""
+
+    variant: Variant
+    changes: Mapping[str, str]
+    broker: str = ""
+    workers: tuple[Worker, ...] = ()
+
+
+def wanted(
+    variant: str, changes: Mapping[str, str] | None = None, broker: str | None = None, workers: Iterable[Worker] | None = None
+) -> Wanted:
+    """Return a checked request; broker and workers are the variant's own unless they are given.
+
+    Raises UsageError for an unknown variant or broker, and for workers or a broker where there is no Celery.
+    """
+    chosen = variant_named(variant)
+    if not chosen.uses_celery:
+        if broker or workers is not None:
+            raise UsageError(f"The variant {variant} has neither a broker nor workers.", "fab install celery")
+        return Wanted(chosen, dict(changes or {}))
+    if broker and broker not in BROKERS:
+        raise UsageError(f"Unknown broker {broker!r}.", f"choose one of: {', '.join(BROKERS)}")
+    listed = check_together(chosen.workers if workers is None else workers)
+    return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed)
 
 
 def variant_named(name: str) -> Variant:

@@ -6,11 +6,13 @@ Airflow does; `labs bench` measures what they gain against Airflow as it is ship
 1. The cyclic garbage collector runs less often. By default it looks for garbage after every 700 new
    containers: a sixth of the API server's and a tenth of the scheduler's CPU time per task.
 2. The scheduler imports, before it forks the LocalExecutor's worker processes, what every task process
-   would otherwise import again for itself. The memory is shared by all workers.
-3. The scheduler and its workers ask the kernel to be run as batch work. A task's process closes its
-   pipes an instant before it ends; a supervisor that is woken in that instant, and so takes the core
-   from the process that is ending, misses the end and keeps the slot until the next heartbeat
-   (airflow/sdk/execution_time/supervisor.py, _monitor_subprocess). Batch work is not woken that eagerly.
+   would otherwise import again for itself. The memory is shared by all workers. Celery's workers do the
+   same by a setting of Celery's own ([celery] extra_celery_config, imports).
+3. Whatever forks the supervisors of tasks, a scheduler or a Celery worker, asks the kernel to be run as
+   batch work. A task's process closes its pipes an instant before it ends; a supervisor that is woken in
+   that instant, and so takes the core from the process that is ending, misses the end and keeps the slot
+   until the next heartbeat (airflow/sdk/execution_time/supervisor.py, _monitor_subprocess). Batch work is
+   not woken that eagerly.
 """
 
 import contextlib
@@ -43,19 +45,25 @@ TASK_MODULES = (
 )
 
 
-def forks_tasks() -> bool:
-    """Return whether task processes will be forked from this process: it is a scheduler with a LocalExecutor."""
+def runs_local_executor() -> bool:
+    """Return whether this process is a scheduler that forks the LocalExecutor's workers."""
     return "scheduler" in sys.argv and "LocalExecutor" in os.environ.get("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
+
+
+def is_celery_worker() -> bool:
+    """Return whether this process is a Celery worker."""
+    return "celery" in sys.argv and "worker" in sys.argv
 
 
 gc.set_threshold(50_000, 20, 50)
 
-if forks_tasks():
+if runs_local_executor():
     for name in TASK_MODULES:
         # A module that another Airflow version renamed costs time, not correctness.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    if hasattr(os, "SCHED_BATCH"):
-        # Linux only, no privilege needed; a container may forbid the call, and nothing is lost then.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+if (runs_local_executor() or is_celery_worker()) and hasattr(os, "SCHED_BATCH"):
+    # Linux only, no privilege needed; a container may forbid the call, and nothing is lost then.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

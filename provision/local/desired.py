@@ -15,21 +15,27 @@ import psutil
 from provision import airflow, environments, secret_store
 from provision.airflow import AIRFLOW_SERVICES, Placement
 from provision.home import REPOSITORY, LabHome
-from provision.local import postgres
+from provision.local import postgres, rabbitmq, valkey
 from provision.local.ports import choose_ports
 from provision.local.supervisor import Program, log_path
 from provision.pins import airflow_version
-from provision.variants import Variant
+from provision.variants import Variant, Wanted
+from provision.workers import Worker
 
 NODE = "localhost"
+FILES = REPOSITORY / "provision" / "files"
+
+
+BROKER_PURPOSE = "the broker: task messages wait here until a worker takes them"
+# A worker is told to end and then finishes the tasks that it has; nobody wants to wait longer than this.
+WARM_S = 900
 
 
 @dataclass(frozen=True)
 class Desired:
     """Everything that the installed variant should look like on this machine."""
 
-    variant: Variant
-    changes: dict[str, str]
+    wanted: Wanted
     placement: Placement
     secrets: dict[str, str]
     ports: dict[str, int]
@@ -37,12 +43,22 @@ class Desired:
     digests: dict[str, str]
     programs: list[Program]
 
+    @property
+    def variant(self) -> Variant:
+        return self.wanted.variant
 
-def desired_state(home: LabHome, variant: Variant, changes: dict[str, str], running: Collection[str]) -> Desired:
+    @property
+    def workers(self) -> dict[str, Worker]:
+        """The workers by name."""
+        return {worker.name: worker for worker in self.wanted.workers}
+
+
+def desired_state(home: LabHome, wanted: Wanted, running: Collection[str]) -> Desired:
     """Return what the variant should look like in `home`, creating the secrets and choosing the ports it needs."""
     home.prepare()
     secrets = secret_store.load_or_create(home)
-    ports = choose_ports(home, variant.services, running)
+    variant = wanted.variant
+    ports = choose_ports(home, [*variant.services, wanted.broker], running)
     placement = Placement(
         airflow_binary=environments.environment_path(home) / "bin" / "airflow",
         airflow_home=home.airflow_home,
@@ -50,22 +66,62 @@ def desired_state(home: LabHome, variant: Variant, changes: dict[str, str], runn
         api_host="127.0.0.1",
         api_port=ports["api-server"],
         database_url=_database_url(home, variant, ports, secrets["database_password"]),
+        broker_url=broker_url(wanted.broker, ports, secrets["broker_password"]),
+        flower_port=ports.get("flower", 0),
     )
-    environment = airflow.render_environment(variant, placement, secrets, changes)
+    environment = airflow.render_environment(variant, placement, secrets, wanted.changes)
     chosen = [service for service in AIRFLOW_SERVICES if service.name in variant.services]
-    local_settings = {"airflow_local_settings.py": _local_settings(variant)}
-    digests = {service.name: airflow.service_digest(service, environment | local_settings) for service in chosen}
+    relevant = environment | {"airflow_local_settings.py": _local_settings(variant)}
+    services = [*chosen, *(airflow.worker_service(worker) for worker in wanted.workers)]
+    digests = {service.name: airflow.service_digest(service, relevant) for service in services}
+    stores = _stores(home, wanted, ports)
+    digests |= {program.name: str(program.command) for program in stores}
     programs = [
         # The scheduler waits for running tasks; a lab's tasks are released first, so five seconds do.
-        Program(s.name, (str(placement.airflow_binary), *s.arguments), home.environment_file, stop_seconds=5)
-        for s in chosen
+        *(Program(s.name, (str(placement.airflow_binary), *s.arguments), home.environment_file, stop_seconds=5) for s in chosen),
+        *(_worker_program(home, placement, worker) for worker in wanted.workers),
+        *stores,
     ]
-    if "postgres" in variant.services:
+    return Desired(wanted, placement, secrets, ports, environment, digests, programs)
+
+
+def _stores(home: LabHome, wanted: Wanted, ports: Mapping[str, int]) -> list[Program]:
+    """Return the programs that keep data for Airflow: they start before it and stop after it."""
+    programs = []
+    if "postgres" in wanted.variant.services:
         command = postgres.server_command(home, ports["postgres"])
         # SIGINT is PostgreSQL's fast shutdown: open connections are closed, nothing is lost.
         programs.append(Program("postgres", tuple(command), stop_signal="INT"))
-        digests["postgres"] = str(command)
-    return Desired(variant, changes, placement, secrets, ports, environment, digests, programs)
+    if wanted.broker == "redis":
+        programs.append(Program("redis", tuple(valkey.server_command(home))))
+    if wanted.broker == "rabbitmq":
+        programs.append(Program("rabbitmq", tuple(rabbitmq.server_command()), rabbitmq.environment_file(home), stop_seconds=20))
+    return programs
+
+
+def _worker_program(home: LabHome, placement: Placement, worker: Worker) -> Program:
+    (script,) = airflow.worker_service(worker).arguments
+    command = ("/bin/sh", "-c", 'set -a; . "$1"; set +a; ' + script, str(placement.airflow_binary), str(worker_file(home, worker.name)))
+    # SIGTERM goes to the worker's main process alone and is Celery's warm shutdown: tasks are finished first.
+    return Program(worker.name, command, home.environment_file, stop_seconds=WARM_S)
+
+
+def worker_file(home: LabHome, name: str) -> Path:
+    """Return the file with the variables of the worker called `name`."""
+    return home.state / "workers" / f"{name}.env"
+
+
+def render_worker_file(worker: Worker) -> str:
+    """Return the text of a worker's file; in the timeline a worker goes by its name."""
+    variables = airflow.worker_environment(worker) | {"AIRFLOW__CORE__HOSTNAME_CALLABLE": "lab_worker_name.worker_name"}
+    return airflow.render_environment_file(variables)
+
+
+def broker_url(broker: str, ports: Mapping[str, int], password: str) -> str:
+    """Return the address of the broker, empty without one."""
+    if not broker:
+        return ""
+    return (valkey if broker == "redis" else rabbitmq).url(ports[broker], password)
 
 
 def _database_url(home: LabHome, variant: Variant, ports: Mapping[str, int], password: str) -> str:
@@ -87,6 +143,22 @@ def files_of(home: LabHome, desired: Desired) -> dict[Path, str]:
         home.airflow_home / "config" / "airflow_local_settings.py": _local_settings(desired.variant),
         desired.placement.passwords_file: json.dumps({airflow.API_USER: desired.secrets["api_password"]}) + "\n",
         home.environment_file: airflow.render_environment_file(desired.environment),
+        **_broker_files(home, desired),
+    }
+
+
+def _broker_files(home: LabHome, desired: Desired) -> dict[Path, str]:
+    password, ports = desired.secrets["broker_password"], desired.ports
+    if not desired.wanted.broker:
+        return {}
+    files = {home.airflow_home / "config" / "lab_worker_name.py": (FILES / "lab_worker_name.py").read_text()}
+    if desired.wanted.broker == "redis":
+        return files | {valkey.configuration_file(home): valkey.render_configuration(home, ports["redis"], password)}
+    variables = rabbitmq.environment(home, ports["rabbitmq-nodes"])
+    return files | {
+        rabbitmq.configuration_file(home): rabbitmq.render_configuration(ports["rabbitmq"], password),
+        rabbitmq.environment_file(home): airflow.render_environment_file(variables),
+        rabbitmq.data_folder(home) / "enabled_plugins": "[].\n",
     }
 
 
@@ -110,10 +182,12 @@ def installation_document(home: LabHome, desired: Desired) -> dict[str, Any]:
         "spec_folder": str(home.specs),
         "task_logs": str(home.airflow_home / "logs"),
         "home": str(home.root),
-        "settings": airflow.public_settings(desired.variant, desired.changes),
-        "changes": desired.changes,
+        "settings": airflow.public_settings(desired.variant, desired.wanted.changes),
+        "changes": dict(desired.wanted.changes),
+        **_celery_document(desired),
         "services": [
-            {"name": p.name, "node": NODE, "log": str(log_path(home, p.name)), "purpose": _purpose(p.name)} for p in desired.programs
+            {"name": p.name, "node": NODE, "log": str(log_path(home, p.name)), "purpose": _purpose(p.name, desired)}
+            for p in desired.programs
         ],
         "nodes": [
             {
@@ -127,9 +201,22 @@ def installation_document(home: LabHome, desired: Desired) -> dict[str, Any]:
     }
 
 
+def _celery_document(desired: Desired) -> dict[str, Any]:
+    broker = desired.wanted.broker
+    if not broker:
+        return {"broker": None, "workers": [], "flower": None}
+    return {
+        "broker": {"kind": broker, "host": "127.0.0.1", "port": desired.ports[broker]},
+        "workers": [worker.document() | {"node": NODE} for worker in desired.wanted.workers],
+        "flower": {"url": f"http://127.0.0.1:{desired.ports['flower']}", "user": airflow.API_USER},
+    }
+
+
 def _local_settings(variant: Variant) -> str:
-    return "" if variant.as_shipped else (REPOSITORY / "provision" / "files" / "airflow_local_settings.py").read_text()
+    return "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
 
 
-def _purpose(name: str) -> str:
-    return next((s.purpose for s in AIRFLOW_SERVICES if s.name == name), "the metadata database")
+def _purpose(name: str, desired: Desired) -> str:
+    services = [*AIRFLOW_SERVICES, *(airflow.worker_service(worker) for worker in desired.wanted.workers)]
+    purposes = {service.name: service.purpose for service in services}
+    return purposes.get(name, BROKER_PURPOSE if name == desired.wanted.broker else "the metadata database")

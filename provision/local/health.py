@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,25 @@ START_SECONDS = 240
 _HEARTBEATS = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
 
 
+class Ready:
+    """Services that are asked one after another whether they are ready, each until it once said yes."""
+
+    def __init__(self, checks: Mapping[str, Callable[[], bool]]) -> None:
+        self._left = dict(checks)
+
+    def missing(self) -> list[str]:
+        """Return the names of those that are not ready yet."""
+        for name, check in list(self._left.items()):
+            try:
+                ready = check()
+            except ProvisionError:
+                ready = False
+            if not ready:
+                break
+            del self._left[name]
+        return list(self._left)
+
+
 def wait_until_healthy(
     home: LabHome,
     supervisor: Supervisor,
@@ -30,20 +49,42 @@ def wait_until_healthy(
     password: str,
     started: dict[str, float],
     report: Callable[[str], None],
+    others: Ready,
 ) -> None:
-    """Return once the API answers and every service in `started` (name: epoch seconds) has a later heartbeat.
+    """Return once the API answers, every service in `started` (name: epoch seconds) has a later heartbeat, and `others` are ready.
 
     Raises ProvisionError, with the end of its log, when a service ends or is not ready in time.
     """
-    deadline = time.monotonic() + START_SECONDS
-    token, waiting = "", ""
-    while True:
-        require_alive(home, supervisor, list(started))
+    token = ""
+
+    def missing() -> list[str]:
+        nonlocal token
         token = token or _login(url, password)
-        missing = _not_ready(url, token, started) if token else ["api-server"]
+        return (_not_ready(url, token, started) if token else ["api-server"]) or others.missing()
+
+    _wait(missing, home, supervisor, list(started), report)
+    # The first request to the Execution API builds its routes (3 s); the first task must not pay for that.
+    _get(f"{url}/execution/health", token)
+
+
+def wait_until(ready: Ready, home: LabHome, supervisor: Supervisor, names: list[str], report: Callable[[str], None]) -> None:
+    """Return once all that `ready` asks are ready; raises ProvisionError when one of `names` ends or the time is up."""
+    _wait(ready.missing, home, supervisor, names, report)
+
+
+def flower_answers(url: str) -> bool:
+    """Return whether Flower serves its pages."""
+    return _open(urllib.request.Request(f"{url}/healthcheck"), parse=lambda response: True) is not None
+
+
+def _wait(
+    missing_now: Callable[[], list[str]], home: LabHome, supervisor: Supervisor, names: list[str], report: Callable[[str], None]
+) -> None:
+    deadline, waiting = time.monotonic() + START_SECONDS, ""
+    while True:
+        require_alive(home, supervisor, names)
+        missing = missing_now()
         if not missing:
-            # The first request to the Execution API builds its routes (3 s); the first task must not pay for that.
-            _get(f"{url}/execution/health", token)
             return
         if time.monotonic() > deadline:
             name = missing[0]
@@ -98,12 +139,12 @@ def _get(address: str, token: str) -> dict[str, Any] | None:
     return _open(urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"}))
 
 
-def _open(request: urllib.request.Request) -> dict[str, Any] | None:
+def _open(request: urllib.request.Request, parse: Callable[[Any], Any] = json.load) -> Any:
     # A proxy of the surrounding network must never see loopback requests.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as response:
-            return json.load(response)
+            return parse(response)
     except urllib.error.HTTPError as error:
         error.close()
         return None

@@ -5,26 +5,35 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import psutil
 
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
 
-PORT_VARIABLES = {"api-server": "LAB_API_PORT", "postgres": "LAB_POSTGRES_PORT"}
+PORT_VARIABLES = {
+    "api-server": "LAB_API_PORT",
+    "postgres": "LAB_POSTGRES_PORT",
+    "redis": "LAB_BROKER_PORT",
+    "rabbitmq": "LAB_BROKER_PORT",
+    "rabbitmq-nodes": "",
+    "flower": "LAB_FLOWER_PORT",
+}
 
 
-def choose_ports(home: LabHome, services: tuple[str, ...], running: Collection[str]) -> dict[str, int]:
+def choose_ports(home: LabHome, services: Sequence[str], running: Collection[str]) -> dict[str, int]:
     """Return the port of each listening service: the user's choice, else the one chosen before, else a free one."""
     file = home.state / "ports.json"
     stored = read_json(file)
     for service, variable in PORT_VARIABLES.items():
-        if service not in services:
+        # The port on which RabbitMQ would talk to other nodes belongs to its one program.
+        program = service.removesuffix("-nodes")
+        if program not in services:
             continue
         chosen = os.environ.get(variable)
         port = _port_number(variable, chosen) if chosen else int(stored.get(service) or free_port())
-        if not port_is_free(port) and not (service in running and stored.get(service) == port):
+        if not port_is_free(port) and not (program in running and stored.get(service) == port):
             if chosen:
                 owner = port_owner(port) or "another program"
                 raise ProvisionError(

@@ -78,3 +78,21 @@ def _proportional_memory(pid: int) -> int:
         return getattr(psutil.Process(pid).memory_full_info(), "pss", 0)
     except psutil.Error:
         return 0
+
+
+def tree_memory(pid: int) -> int:
+    """Return the memory in bytes of a process and its children, shared pages counted once where the system tells."""
+    if not pid:
+        return 0
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                info = member.memory_full_info()
+                total += getattr(info, "pss", 0) or info.rss
+            except psutil.Error:
+                continue
+    except psutil.Error:
+        return 0
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -27,8 +28,9 @@ OWNER_VARIABLE = "AIRFLOW_LABS_OWNER"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, the final zero included.
 LONGEST_SOCKET_PATH = 100
 CALL_ATTEMPTS = 10
-# Every program is killed after its own stop_seconds, 10 at most; beyond this something is stuck in the kernel.
+# A program that has not ended after this long is killed; one that is killed and does not go is stuck in the kernel.
 LONGEST_STOP_S = 30
+QUICK_STOP_S = 10
 
 
 @dataclass(frozen=True)
@@ -218,30 +220,47 @@ class Supervisor:
             except xmlrpc.client.Fault as fault:
                 raise ProvisionError(f"{name} could not be started: {fault.faultString}.", f"fab logs {name}") from fault
 
-    def stop(self, names: list[str], report: Callable[[str], None] = lambda text: None) -> None:
-        """Stop programs, all at once, and wait until the last one has ended."""
+    def stop(self, names: list[str], report: Callable[[str], None] = lambda text: None, *, patience_s: float = LONGEST_STOP_S) -> None:
+        """Stop programs, all at once, and wait until the last one has ended; kill what has not after `patience_s`."""
         for name in names:
             try:
                 self.call("stopProcess", name, False)
             except xmlrpc.client.Fault as fault:
                 if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
                     raise ProvisionError(f"{name} could not be stopped: {fault.faultString}.", "fab stop") from fault
-        waiting, deadline = "", time.monotonic() + LONGEST_STOP_S
-        while time.monotonic() < deadline:
+        waiting, deadline, killed = "", time.monotonic() + patience_s, False
+        while True:
             states = self.states()
             left = [n for n in names if n in states and states[n].state in ("RUNNING", "STARTING", "STOPPING")]
             if not left:
                 return
+            if time.monotonic() > deadline:
+                if killed:
+                    break
+                self._kill(left)
+                killed, deadline = True, time.monotonic() + LONGEST_STOP_S
             if ", ".join(left) != waiting:
                 waiting = ", ".join(left)
                 report(f"waiting for {waiting} to stop")
             time.sleep(0.05)
-        raise ProvisionError(f"{waiting} did not stop within {LONGEST_STOP_S} s.", "fab destroy, which ends what does not stop by itself")
+        raise ProvisionError(f"{waiting} did not stop, not even when killed.", "fab destroy, which ends what does not stop by itself")
 
-    def shut_down(self) -> None:
-        """Stop every program and supervisord itself; whatever does not go is left to `sweep`."""
+    def _kill(self, names: list[str]) -> None:
+        for name in names:
+            # It may have ended in this very moment.
+            with contextlib.suppress(xmlrpc.client.Fault):
+                self.call("signalProcess", name, "KILL")
+
+    def shut_down(self, last: tuple[str, ...] = (), report: Callable[[str], None] = lambda text: None) -> None:
+        """Stop every program, those called `last` after the others, and supervisord itself.
+
+        Whoever wants everything to end does not wait for tasks: programs get ten seconds. What does not go
+        is left to `sweep`.
+        """
         try:
-            self.stop(list(self.states()))
+            names = list(self.states())
+            self.stop([name for name in names if name not in last], report, patience_s=QUICK_STOP_S)
+            self.stop([name for name in names if name in last], report, patience_s=LONGEST_STOP_S)
             self.call("shutdown")
         except (xmlrpc.client.Error, ProvisionError):
             return

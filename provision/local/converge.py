@@ -1,0 +1,205 @@
+"""What separates this machine from the desired state, and the steps that remove it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from provision.errors import ProvisionError
+from provision.fleet import Fleet
+from provision.home import LabHome, read_json, write_private
+from provision.local import postgres, rabbitmq, valkey
+from provision.local.desired import WARM_S, Desired, broker_url, files_of, render_worker_file, sqlite_file, worker_file
+from provision.local.health import Ready, flower_answers, wait_until, wait_until_healthy
+from provision.local.ports import port_is_free, port_owner
+from provision.local.supervisor import Supervisor, log_path, sweep_orphans
+from provision.pins import airflow_version
+from provision.target import Change, Report
+
+# Airflow's services write to these while they stop.
+STORES = ("postgres", "redis", "rabbitmq")
+
+
+class Converge:
+    """One desired state, compared with what runs and made real."""
+
+    def __init__(self, home: LabHome, desired: Desired, supervisor: Supervisor) -> None:
+        self.home = home
+        self.desired = desired
+        self.supervisor = supervisor
+
+    # -- plan -----------------------------------------------------------------------------------
+
+    def plan(self) -> list[Change]:
+        """Return what has to be done, changing nothing."""
+        desired, running, started = self.desired, self._running(), read_json(self.home.state / "services.json")
+        changes = []
+        if not self._database_ready():
+            changes.append(Change("create", "database", f"no {desired.variant.database} database of Airflow {airflow_version()}"))
+        changes += [Change("write", str(path.relative_to(self.home.root)), "missing or different") for path in self._stale_files()]
+        changes += [Change("stop", name, f"not part of {desired.variant.name}") for name in sorted(running) if name not in desired.digests]
+        for program in desired.programs:
+            if program.name not in running:
+                changes.append(Change("start", program.name, "not running"))
+            elif started.get(program.name) != [running[program.name], desired.digests[program.name]]:
+                changes.append(Change("restart", program.name, "its settings changed"))
+            elif program.name in desired.workers and not self._worker_is_current(program.name):
+                changes.append(Change("resize", program.name, f"should be {desired.workers[program.name]}"))
+        return changes
+
+    def worker_names(self) -> set[str]:
+        """Return the names of the workers that there are or that there should be."""
+        return set(self.desired.workers) | {path.stem for path in (self.home.state / "workers").glob("*.env")}
+
+    def _running(self) -> dict[str, int]:
+        return {s.name: s.pid for s in self.supervisor.states().values() if s.running}
+
+    def _migration_marker(self) -> Path:
+        return self.home.databases / f"{self.desired.variant.database}.migrated"
+
+    def _database_ready(self) -> bool:
+        marker = self._migration_marker()
+        there = sqlite_file(self.home).exists() if self.desired.variant.database == "sqlite" else postgres.is_initialised(self.home)
+        return there and marker.exists() and marker.read_text() == airflow_version()
+
+    def _stale_files(self) -> list[Path]:
+        return [path for path, text in files_of(self.home, self.desired).items() if not path.exists() or path.read_text() != text]
+
+    def _worker_is_current(self, name: str) -> bool:
+        file = worker_file(self.home, name)
+        return file.exists() and file.read_text() == render_worker_file(self.desired.workers[name])
+
+    # -- apply ----------------------------------------------------------------------------------
+
+    def apply(self, todo: list[Change], report: Report) -> None:
+        """Do what `plan` returned; raises ProvisionError for the first step that fails."""
+        desired = self.desired
+        resized = [change.name for change in todo if change.action == "resize"]
+        self.supervisor.configure(desired.programs)
+        self.supervisor.ensure_up()
+        self._stop([change.name for change in todo if change.action in ("stop", "restart")], report)
+        sweep_orphans(self.home, self.supervisor)
+        self.supervisor.reload()
+        for path, text in files_of(self.home, desired).items():
+            write_private(path, text)
+        for name in desired.workers:
+            if name not in resized:
+                write_private(worker_file(self.home, name), render_worker_file(desired.workers[name]))
+        if desired.variant.database == "postgres":
+            self._start_postgres(report)
+        if not self._database_ready():
+            self._migrate(report)
+        if desired.wanted.broker:
+            self._start_broker(report)
+        self._start(report)
+        self._resize(resized, report)
+
+    def _stop(self, affected: list[str], report: Report) -> None:
+        if not affected:
+            return
+        workers = [name for name in affected if name in self.worker_names()]
+        stores = [name for name in affected if name in STORES]
+        others = [name for name in affected if name not in workers and name not in stores]
+        report(f"stopping {', '.join(affected)}")
+        # Whoever watches this installation must not take for a fault what is done on purpose.
+        self.remember(but=workers)
+        self.supervisor.stop([*workers, *others], lambda text: report(text + (": tasks in hand are finished first" if workers else "")),
+                             patience_s=WARM_S)  # fmt: skip
+        for name in workers:
+            if name not in self.desired.workers:
+                worker_file(self.home, name).unlink(missing_ok=True)
+        self.supervisor.stop(stores, report)
+
+    def _start_postgres(self, report: Report) -> None:
+        password, port = self.desired.secrets["database_password"], self.desired.ports["postgres"]
+        if not postgres.is_initialised(self.home):
+            report("creating a PostgreSQL cluster")
+            self._migration_marker().unlink(missing_ok=True)
+            postgres.initialise(self.home, password)
+        self._start_programs(["postgres"])
+        postgres.wait_until_ready(port, log_path(self.home, "postgres"))
+        postgres.ensure_database(port, password)
+
+    def _start_broker(self, report: Report) -> None:
+        broker = self.desired.wanted.broker
+        if broker in self._running():
+            return
+        report(f"starting {broker}")
+        (valkey if broker == "redis" else rabbitmq).data_folder(self.home).mkdir(parents=True, exist_ok=True)
+        self._start_programs([broker])
+        ready = Ready({broker: lambda: self._with_fleet(lambda fleet: fleet.reachable())})
+        wait_until(ready, self.home, self.supervisor, [broker], report)
+
+    def _with_fleet(self, ask):
+        fleet = Fleet(broker_url(self.desired.wanted.broker, self.desired.ports, self.desired.secrets["broker_password"]))
+        try:
+            return ask(fleet)
+        finally:
+            fleet.close()
+
+    def _migrate(self, report: Report) -> None:
+        desired = self.desired
+        report(f"creating Airflow's tables in {desired.variant.database}")
+        if desired.variant.database == "sqlite":
+            sqlite_file(self.home).parent.mkdir(parents=True, exist_ok=True)
+        log = log_path(self.home, "migrate")
+        with log.open("w") as output:
+            environment = {**clean_environment(), **desired.environment}
+            command = [str(desired.placement.airflow_binary), "db", "migrate"]
+            done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise ProvisionError(
+                f"airflow db migrate failed (exit code {done.returncode}). The end of its log ({log}):\n{postgres.last_lines(log)}",
+                "fab destroy, then fab install VARIANT",
+            )
+        self._migration_marker().write_text(airflow_version())
+
+    def _start(self, report: Report) -> None:
+        desired, running = self.desired, self._running()
+        names = [program.name for program in desired.programs if program.name not in running]
+        if names:
+            report(f"starting {', '.join(names)}")
+        started = time.time()
+        self._start_programs(names)
+        waited_for = {name: (started if name in names else 0.0) for name in desired.digests if name not in STORES}
+        checks = {}
+        if desired.placement.flower_port and desired.wanted.broker:
+            checks["flower"] = lambda: flower_answers(f"http://127.0.0.1:{desired.placement.flower_port}")
+        for name in desired.workers:
+            checks[name] = lambda name=name: self._with_fleet(lambda fleet: name in fleet.answering([name]))
+        wait_until_healthy(
+            self.home, self.supervisor, desired.placement.api_url, desired.secrets["api_password"], waited_for, report, Ready(checks)
+        )
+        self.remember()
+
+    def _start_programs(self, names: list[str]) -> None:
+        running = self._running()
+        names = [name for name in names if name not in running]
+        for name, port in self.desired.ports.items():
+            if name in names and not port_is_free(port):
+                raise ProvisionError(
+                    f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again"
+                )
+        self.supervisor.start(names)
+        self.remember()
+
+    def _resize(self, names: list[str], report: Report) -> None:
+        for name in names:
+            worker = self.desired.workers[name]
+            report(f"changing {name} to {worker}")
+            self._with_fleet(lambda fleet, worker=worker: fleet.resize(worker))
+            write_private(worker_file(self.home, name), render_worker_file(worker))
+
+    def remember(self, but: list[str] = ()) -> None:
+        """Write down which programs run and with which settings they were started, all but those called `but`."""
+        pids = {s.name: s.pid for s in self.supervisor.states().values() if s.pid and s.name not in but}
+        known = {name: [pids[name], digest] for name, digest in self.desired.digests.items() if name in pids}
+        write_private(self.home.state / "services.json", json.dumps(known, sort_keys=True) + "\n")
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without anything that would reach into Airflow's."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "AIRFLOW_HOME", "PYTHON"))}
