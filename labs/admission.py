@@ -44,6 +44,8 @@ class Limit:
     hides: bool = False
     # … and of each scope of this one it looks only at as many as the cap, those included that it then refuses.
     rows: bool = False
+    # Free places of this limit are the most that one query of the scheduler asks for.
+    shrinks: bool = False
 
 
 Used = Counter[tuple[int, Hashable]]
@@ -51,19 +53,29 @@ Used = Counter[tuple[int, Hashable]]
 
 def fill(candidates: list[Candidate], limits: list[Limit], batch: int) -> tuple[int, int]:
     """Return how many candidates run, and how many are admitted but find no worker."""
+    sent = admitted(candidates, limits, batch)
+    running, _ = _admit(sent, [limit for limit in limits if limit.at_workers], Counter())
+    return len(running), len(sent) - len(running)
+
+
+def admitted(candidates: list[Candidate], limits: list[Limit], batch: int) -> list[Candidate]:
+    """Return the candidates that the scheduler hands to the executor, first ones first."""
     at_scheduler = [limit for limit in limits if not limit.at_workers]
     used: Used = Counter()
-    waiting, admitted = candidates, []
-    while taken := _loop(waiting, at_scheduler, used, batch):
-        admitted += taken
+    waiting, sent = candidates, []
+    # What an executor that counts has in hand makes the scheduler's next query smaller.
+    slots = min((limit.cap for limit in at_scheduler if limit.shrinks), default=None)
+    while taken := _loop(waiting, at_scheduler, used, batch if slots is None else min(batch, slots - len(sent))):
+        sent += [candidate for candidate in waiting if candidate in taken]
         waiting = [candidate for candidate in waiting if candidate not in taken]
-    running, _ = _admit(admitted, [limit for limit in limits if limit.at_workers], Counter())
-    return len(running), len(admitted) - len(running)
+    return sent
 
 
 def _loop(waiting: list[Candidate], limits: list[Limit], used: Used, batch: int) -> set[Candidate]:
     """Return what one scheduler loop admits: it queries again, without the refused, only after a full batch of refusals."""
     starved: set[Hashable] = set()
+    if batch <= 0:
+        return set()
     while True:
         seen = _visible([c for c in waiting if _task(c) not in starved], limits, used)[:batch]
         taken, refused = _admit(seen, limits, used)

@@ -19,9 +19,10 @@ from labs.installation import Installation
 from labs.probe import Probe
 from labs.services import Report, Watcher
 from labs.spec import Spec, parse
-from labs.stock import StockAirflow, cpu_seconds
+from labs.stock import StockAirflow
 from labs.timeline import Attempt
 from provision.home import LabHome, lab_home
+from provision.local.processes import cpu_seconds
 from provision.target import open_target
 
 EXPERIMENTS = tuple(AIMS)

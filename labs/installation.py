@@ -66,6 +66,16 @@ class Installation:
     def nodes(self) -> list[dict[str, Any]]:
         return self.document["nodes"]
 
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """The Celery workers: `name`, `concurrency`, `queues`, `at_least`, `node`; none without Celery."""
+        return self.document.get("workers") or []
+
+    @property
+    def broker(self) -> str:
+        """The kind of broker, empty without one."""
+        return (self.document.get("broker") or {}).get("kind", "")
+
     def password(self) -> str:
         """Return the API password; raises LabError when the credentials file cannot be read."""
         file = Path(self.document["api"]["credentials"])

@@ -6,12 +6,17 @@ Nothing ends while the model looks, because a probe's tasks hold: what is admitt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from labs.admission import Candidate, Limit, fill
+from labs.admission import Candidate, Limit, admitted, fill
 from labs.errors import LabError
 from labs.spec import Group, Spec
+from labs.worker_limits import DEFAULT_QUEUE, Capacity, capacities, outcomes, queue_of, worker_limits
+
+LOCAL, CELERY = "LocalExecutor", "CeleryExecutor"
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,19 @@ class Prediction:
         return self.queued + self.scheduled
 
 
-def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -> Prediction:
-    """Return the prediction for a probe under these settings ("section.key") and pools (slots by name, -1 = no limit).
+def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], workers: Sequence[Mapping[str, Any]] = ()) -> Prediction:
+    """Return the prediction for a probe under these settings ("section.key"), pools and Celery workers.
 
-    Raises LabError for a pool that does not exist, or an executor that the model does not know.
+    `pools` are slots by name (-1 = no limit); a worker has a `name`, its `concurrency` and its `queues`.
+    Raises LabError for a pool that does not exist, an executor that the model does not know, and where it
+    depends on chance which worker takes which task.
     """
-    limits = limits_of(spec, settings, pools)
+    limits = limits_of(spec, settings, pools, workers)
     candidates = candidates_of(spec, settings)
     batch = _batch(settings, pools)
     running, queued = fill(candidates, limits, batch)
+    if settings["core.executor"] == CELERY:
+        _require_certainty(admitted(candidates, limits, batch), capacities(workers, settings))
     binding = _binding(candidates, limits, running, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
@@ -73,9 +82,12 @@ def candidates_of(spec: Spec, settings: Mapping[str, str]) -> list[Candidate]:
     return sorted(ready, key=lambda c: (-c.priority, c.run, c.index if c.group.mapped else -1))
 
 
-def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int]) -> list[Limit]:
+def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], workers: Sequence[Mapping[str, Any]] = ()) -> list[Limit]:
     """Return every limit that could cap this probe."""
     limits = [_parallelism(settings), _max_active_tasks(spec, settings)]
+    if settings["core.executor"] == CELERY:
+        queues = {group.queue or DEFAULT_QUEUE for group in spec.groups if not group.after}
+        limits += worker_limits(capacities(workers, settings), queues)
     for pool in spec.pools():
         if pool not in pools:
             raise LabError(f"Pool {pool!r} does not exist.", f"create it first: lab.pool({pool!r}, slots=3)")
@@ -88,8 +100,13 @@ def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int])
 
 def _parallelism(settings: Mapping[str, str]) -> Limit:
     executor, parallelism = settings["core.executor"], int(settings["core.parallelism"])
-    if executor != "LocalExecutor":
-        raise LabError(f"The limit model does not know the executor {executor!r}.", "choose a variant with the LocalExecutor")
+    if executor == CELERY:
+        # The CeleryExecutor counts what it has sent until its result is there, running or not
+        # (`running` in celery_executor.py; slots_available in airflow/executors/base_executor.py, 3.3.2).
+        words = f"parallelism is {parallelism}: no more task instances are queued and running together"
+        return Limit("parallelism", parallelism, words, scope=lambda c: "all", shrinks=True)
+    if executor != LOCAL:
+        raise LabError(f"The limit model does not know the executor {executor!r}.", f"choose a variant with the {LOCAL} or the {CELERY}")
     # LocalExecutor starts one worker process per unit of parallelism and hands them whatever it is given:
     # it never fills `running` (airflow/executors/local_executor.py, 3.3.2), so the scheduler goes on admitting.
     return Limit(
@@ -99,6 +116,15 @@ def _parallelism(settings: Mapping[str, str]) -> Limit:
         scope=lambda c: "all",
         at_workers=True,
     )
+
+
+def _require_certainty(sent: Sequence[Candidate], workers: Sequence[Capacity]) -> None:
+    least, most = outcomes(Counter(queue_of(candidate) for candidate in sent), workers)
+    if least != most:
+        raise LabError(
+            f"Between {least} and {most} tasks will run: it depends on chance which worker takes which message first.",
+            "submit more tasks on each queue, give each queue its own workers, or set celery.worker_prefetch_multiplier=1",
+        )
 
 
 def _max_active_tasks(spec: Spec, settings: Mapping[str, str]) -> Limit:

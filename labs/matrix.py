@@ -83,7 +83,8 @@ def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     api = AirflowApi(installation)
     api.set_pool(POOL, cell.slots, probe.POOL_NOTE)
     prediction = limits.predict(cell.spec, installation.settings, api.pools())
-    result = probe.run_probe(installation, api, cell.spec, services.Watcher(installation))
+    with probe.Probe(installation, api, cell.spec, services.Watcher(installation)) as running:
+        result = probe.run_probe(running)
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,79 +12,19 @@ from typing import Any
 from IPython.display import SVG, display
 from matplotlib.figure import Figure
 
-from labs import catalog, checks, limits, plots, probe, progress, results, services
-from labs.airflow_api import AirflowApi
+from labs import catalog, checks, plots, probe, progress, results, services, timeline
 from labs.checks import Measurement
 from labs.display import Note, Table, summary, table, verdict_note
 from labs.errors import LabError
-from labs.installation import Installation, read_installation
+from labs.installation import read_installation
 from labs.limits import Prediction
 from labs.probe import Probe, ProbeResult
+from labs.session import Bench
 from labs.spec import parse
+from labs.timeline import Attempt
 from provision.errors import ProvisionError
 from provision.home import lab_home
 from provision.lock import exclusive
-
-
-class Bench:
-    """Probes on one Airflow; a lab has one, and one more for each throw-away installation."""
-
-    def __init__(self, installation: Installation, answer_within_s: float = 30) -> None:
-        self.installation = installation
-        self.api = AirflowApi(installation, answer_within_s)
-        self._watcher = services.Watcher(installation)
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """The effective settings by "section.key"."""
-        return self.installation.settings
-
-    def predict(self, spec: Mapping[str, Any], pools: Mapping[str, int] | None = None) -> Prediction:
-        """Return what the limit model expects of a probe; `pools` replaces the pools that Airflow has now."""
-        return limits.predict(parse(spec), self.settings, self.api.pools() if pools is None else pools)
-
-    def run(self, spec: Mapping[str, Any], timeout_s: float = 900) -> ProbeResult:
-        """Return what Airflow did with a probe: run it to its end, through the gate if it holds."""
-        with exclusive(lab_home(), "a notebook"):
-            return probe.run_probe(self.installation, self.api, parse(spec), self._watcher, timeout_s)
-
-    def probe(self, spec: Mapping[str, Any]) -> Probe:
-        """Return a probe to be driven step by step in a `with` block: deliver, trigger, hold, release, wait, collect."""
-        return Probe(self.installation, self.api, parse(spec), self._watcher)
-
-    def set_pool(self, name: str, slots: int) -> None:
-        """Create a pool or change its slots."""
-        self.api.set_pool(name, slots, probe.POOL_NOTE)
-
-    def count_in_logs(self, text: str) -> dict[str, int]:
-        """Return in how many lines of each service's log a text appears, by service."""
-        names = [service["name"] for service in self.installation.services]
-        return {name: services.log(self.installation, name).count(text) for name in names}
-
-    def services_alive(self) -> list[str]:
-        """Return the names of the services that run, sorted."""
-        expected = {service["name"] for service in self.installation.services}
-        return sorted({process.service for process in self.processes()} & expected)
-
-    def live_settings(self) -> dict[str, str | None]:
-        """Return the settings with which the running scheduler was started; every change of a setting concerns it."""
-        return services.live_settings(self.installation)
-
-    def wait(self, seconds: float, why: str) -> None:
-        """Let time pass on purpose, watching that every service stays alive."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            progress.report(f"{why}: {left:.0f} s left")
-            self._watcher.require_alive()
-            time.sleep(min(1.0, left))
-
-    def airflow(self, *arguments: str, changes: Mapping[str, str] | None = None) -> tuple[str, str]:
-        """Return what Airflow's own command prints, standard output and error, when called beside the services, with these settings changed."""
-        return services.airflow_command(self.installation, list(arguments), dict(changes or {}))
-
-    def processes(self) -> list[Any]:
-        """Return every process of the installation now."""
-        return services.processes(self.installation)
 
 
 class Lab(Bench):
@@ -102,6 +41,7 @@ class Lab(Bench):
         self._plots: list[dict[str, str]] = []
         self._plots_drawn = 0
         self._changes_before = dict(self.installation.changes)
+        self._workers_before = list(self.installation.workers)
         self._require_variant()
         self._watcher.require_alive()
         with exclusive(lab_home(), "a notebook"):
@@ -132,6 +72,28 @@ class Lab(Bench):
         with exclusive(lab_home(), "a notebook"):
             self.installation = services.change_settings(self.installation, wanted, progress.report)
         return Note(f"Airflow runs with {words}.")
+
+    def set_workers(self, workers: Sequence[Mapping[str, Any]]) -> Note:
+        """Make exactly these Celery workers run, while tasks run; each is a dict with `name`, `concurrency`, `queues`.
+
+        One that is new joins, one that is not in the list finishes its tasks and leaves, others change without
+        stopping. They are as before when the lab finishes.
+        """
+        progress.report(f"workers: {', '.join(worker['name'] for worker in workers)}")
+        with exclusive(lab_home(), "a notebook"):
+            self.installation = services.set_workers(self.installation, workers, progress.report)
+        words = [f"{w['name']} ({w['concurrency']} on {', '.join(w['queues'])})" for w in self.installation.workers]
+        return Note(f"Workers: {'; '.join(words)}.")
+
+    def probe(self, spec: Mapping[str, Any]) -> Probe:
+        """Return a probe to be driven step by step; if a service fails while it runs, its tasks are accounted for in the record."""
+        return Probe(self.installation, self.api, parse(spec), self._watcher, self._account)
+
+    def _account(self, dag_id: str, error: ProvisionError, attempts: Sequence[Attempt]) -> None:
+        self.info(
+            f"tasks of {dag_id} when it broke",
+            {"error": error.message.splitlines()[0], "states": timeline.states(attempts), "running on": timeline.running_on(attempts)},
+        )
 
     @contextlib.contextmanager
     def throwaway(self, variant: str, changes: Mapping[str, Any], name: str = "experiment") -> Iterator[Bench]:
@@ -189,6 +151,32 @@ class Lab(Bench):
 
         return self.exercise(name, spec, judge, hint)
 
+    def exercise_workers(
+        self, name: str, workers: Any, spec: Mapping[str, Any], running: Mapping[str, int], hint: str, largest: int | None = None
+    ) -> Note:
+        """Judge Celery workers that the learner chose, by running a probe on them: so many must run at once in each queue.
+
+        The probe must have more tasks on every queue than that, or nothing would be proven. No worker may have
+        a concurrency above `largest`.
+        """
+
+        def judge(answer: Any) -> Measurement:
+            self.set_workers(answer)
+            most = max(worker["concurrency"] for worker in self.installation.workers)
+            if largest and most > largest:
+                raise LabError(f"One worker runs {most} tasks at once; {largest} are allowed.", hint)
+            probe.require_served(parse(spec), self.installation)
+            with self.probe(spec) as asked:
+                asked.deliver()
+                asked.trigger()
+                plateau, attempts = asked.hold(), asked.collect()
+                asked.release()
+                asked.wait()
+            seen = {queue: sum(a.state == "running" for a in attempts if a.queue == queue) for queue in running}
+            return checks.check_exact(name, dict(running), seen if plateau.settled and plateau.waiting else None)
+
+        return self.exercise(name, workers, judge, hint)
+
     def timing(self, name: str, samples: Sequence[float], unit: str = "s") -> None:
         """Record raw samples; they are compared only with a baseline from the same machine."""
         self._record(checks.timing(name, samples, unit))
@@ -228,6 +216,8 @@ class Lab(Bench):
         probe.reset(self.installation, self.api)
         if self.installation.changes != self._changes_before:
             self.change_settings(self._changes_before)
+        if self.installation.workers != self._workers_before:
+            self.set_workers(self._workers_before)
         self._save(complete=True)
         return summary(self._measurements)
 
@@ -270,4 +260,4 @@ def may_fail() -> Iterator[Caught]:
         caught.text = str(error)
 
 
-__all__ = ["Lab", "Note", "expect_error", "may_fail", "table"]
+__all__ = ["Bench", "Lab", "Note", "expect_error", "may_fail", "table"]

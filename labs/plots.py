@@ -90,6 +90,25 @@ def running_plot(series: Mapping[str, Sequence[Attempt]], title: str, limits: Ma
     return made
 
 
+def depth_plot(readings: Sequence[tuple[float, Mapping[str, int]]], attempts: Sequence[Attempt], title: str) -> Figure:
+    """Return how many messages waited in each queue of the broker over time, above how many task instances ran."""
+    made, axes = figure()
+    origin = readings[0][0] if readings else 0.0
+    for queue, colour in zip(
+        sorted({queue for _, depths in readings for queue in depths}), cycle((QUEUED, SECOND, "#cc79a7")), strict=False
+    ):
+        points = [(at - origin, depths.get(queue, 0)) for at, depths in readings]
+        axes.step(*zip(*points, strict=True), where="post", color=colour, label=f"waiting in queue {queue}", linewidth=1.8)
+    running = [(at - origin, count) for at, count in steps(attempts)]
+    if running:
+        axes.step(*zip(*running, strict=True), where="post", color=RUN, label="running on workers", linewidth=1.8)
+    axes.set(title=title, xlabel="seconds since the first reading", ylabel="task instances")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return made
+
+
 def speedup_plot(workers: Sequence[int], makespans: Mapping[str, Sequence[float]], cores: int, title: str) -> Figure:
     """Return the speed-up over one worker (makespan with one / makespan with n) for each kind of work."""
     made, axes = figure(height=3.6)

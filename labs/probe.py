@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labs import progress, timeline
@@ -17,6 +19,8 @@ from labs.services import Watcher
 from labs.spec import Spec, as_dict
 from labs.timeline import Attempt
 from labs.waiting import wait_for
+from labs.worker_limits import DEFAULT_QUEUE
+from provision.errors import ProvisionError
 
 PREFIX = "probe_"
 GATE_PREFIX = "lab_gate_"
@@ -25,6 +29,7 @@ SMOKE_DAG = "lab_smoke"
 POOL_NOTE = "made by a lab"
 DEFAULT_POOL = "default_pool"
 CLOSED, OPEN = "gate closed", "gate open"
+OnFault = Callable[[str, ProvisionError, tuple[Attempt, ...]], None]
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 
 # The plateau must hold for at least this long, and for this many times the longest pause between two
@@ -39,7 +44,11 @@ POLL_S = 0.3
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What one probe did: its task instances (all tries), and the plateau if it held at the gate."""
+    """What one probe did: its task instances (all tries), and the plateau if it held at the gate.
+
+    `broker` holds readings of how many messages waited in the broker: (epoch seconds, messages by queue);
+    none where the executor has no broker.
+    """
 
     spec: Spec
     dag_id: str
@@ -48,6 +57,7 @@ class ProbeResult:
     triggered: float
     released: float | None = None
     run_states: dict[str, str] = field(default_factory=dict)
+    broker: tuple[tuple[float, dict[str, int]], ...] = ()
 
     @property
     def peak(self) -> int:
@@ -62,7 +72,8 @@ class ProbeResult:
 class Probe:
     """One probe on one Airflow; use it as a context manager, so that nothing stays held or running."""
 
-    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher) -> None:
+    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, on_fault: OnFault | None = None) -> None:
+        """Prepare it; `on_fault` is told the error and the states of all task instances if something breaks while they run."""
         self.spec = spec
         self.dag_id = f"{PREFIX}{spec.name}_{uuid.uuid4().hex[:8]}"
         self.gate = GATE_PREFIX + self.dag_id
@@ -74,12 +85,20 @@ class Probe:
         self._watcher = watcher
         # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
         self._watch = watcher.require_alive
+        self._on_fault = on_fault
+        self.broker: list[tuple[float, dict[str, int]]] = []
 
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        try:
+            if isinstance(error, ProvisionError) and self.run_ids and self._on_fault:
+                # The API may be what broke.
+                with contextlib.suppress(LabError):
+                    self._on_fault(self.dag_id, error, self.collect())
+        finally:
+            self.remove()
 
     def deliver(self) -> None:
         """Put the spec into the DAG folder and have it parsed at once, not at the DAG processor's leisure."""
@@ -127,12 +146,17 @@ class Probe:
         watcher = PlateauWatcher(time.monotonic())
         while True:
             self._watch()
+            self._read_broker()
             beat = self._api.health()["scheduler"].get("latest_scheduler_heartbeat")
             plateau = watcher.observe(time.monotonic(), self._counts(), self._starting(), beat)
             progress.report(f"gate closed: {plateau.running} running, {plateau.queued} queued, {plateau.scheduled} scheduled")
             if plateau.settled or watcher.elapsed > LONGEST_SETTLE_S:
                 return plateau
             time.sleep(POLL_S)
+
+    def _read_broker(self) -> None:
+        if waiting := self._watcher.messages_waiting():
+            self.broker.append((time.time(), waiting))
 
     def _starting(self) -> int | None:
         """Return how many tasks a worker has taken that do not run yet, of all DAGs; None if nobody knows."""
@@ -154,6 +178,7 @@ class Probe:
 
         def ended() -> bool:
             self._watch()
+            self._read_broker()
             for run_id, state in left.items():
                 if state not in ENDED:
                     left[run_id] = self._api.dag_run_state(self.dag_id, run_id)
@@ -171,6 +196,10 @@ class Probe:
         rows = self._api.task_instances(self.dag_id)
         earlier = [old for row in rows if (row.get("try_number") or 0) > 1 for old in self._api.earlier_tries(row)]
         return tuple(timeline.attempt_from_api(row) for row in [*rows, *earlier])
+
+    def result(self, plateau: Plateau | None = None, states: dict[str, str] | None = None) -> ProbeResult:
+        """Return what the probe has done so far, with a plateau and the states of its DAG runs that were seen."""
+        return ProbeResult(self.spec, self.dag_id, self.collect(), plateau, self.triggered, self.released, states or {}, tuple(self.broker))
 
     def remove(self) -> None:
         """Open the gate, end what still runs, and take DAG, spec and gate away; safe to repeat."""
@@ -235,15 +264,28 @@ class PlateauWatcher:
         return Plateau(running, queued, scheduled, self._polls, held, settled, starting)
 
 
-def run_probe(installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, timeout_s: float = 900) -> ProbeResult:
-    """Return what the probe did, from delivery to collection; it is removed again whatever happens."""
-    with Probe(installation, api, spec, watcher) as probe:
-        probe.deliver()
-        probe.trigger()
-        plateau = probe.hold() if spec.holds else None
-        probe.release()
-        states = probe.wait(timeout_s)
-        return ProbeResult(spec, probe.dag_id, probe.collect(), plateau, probe.triggered, probe.released, states)
+def run_probe(probe: Probe, timeout_s: float = 900) -> ProbeResult:
+    """Return what an entered probe did, from delivery to collection."""
+    probe.deliver()
+    probe.trigger()
+    plateau = probe.hold() if probe.spec.holds else None
+    probe.release()
+    states = probe.wait(timeout_s)
+    return probe.result(plateau, states)
+
+
+def require_served(spec: Spec, installation: Installation) -> None:
+    """Raise LabError if a task of the probe would wait for ever: its queue has no Celery worker."""
+    if not installation.broker:
+        return
+    served = {queue for worker in installation.workers for queue in worker["queues"]}
+    for group in spec.groups:
+        queue = group.queue or DEFAULT_QUEUE
+        if queue not in served:
+            raise LabError(
+                f"No worker serves queue {queue!r}, so the tasks of group {group.name!r} would never start.",
+                f"choose one of: {', '.join(sorted(served)) or '(there are no workers)'}; or add a worker: fab workers --add {queue}-1=1@{queue}",
+            )
 
 
 def release_dag(api: AirflowApi, dag_id: str, gate: str | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from labs.installation import Installation, read_installation
 from provision.home import LabHome, lab_home
 from provision.target import ProcessInfo, Target, open_target
+from provision.workers import Worker, worker_from
 
 Report = Callable[[str], None]
 WATCH_EVERY_S = 1.0
@@ -23,17 +25,49 @@ def target_of(installation: Installation) -> Target:
 
 
 def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report) -> Installation:
-    """Return the installation of a variant with these setting changes, after making it run if it did not."""
+    """Return the installation of a variant with these setting changes, after making it run if it did not.
+
+    It has the variant's own workers, and the broker that was chosen when the variant was installed.
+    """
     place = open_target(target)
-    place.install(variant, changes, report)
+    before = place.installed()
+    broker = before["broker"]["kind"] if before and before["variant"] == variant and before["broker"] else None
+    place.install(variant, changes, report, broker=broker)
     return read_installation(place.home.root)
 
 
 def change_settings(installation: Installation, changes: Mapping[str, str], report: Report) -> Installation:
     """Return the installation after giving it exactly these changes; only the services concerned restart."""
     place = target_of(installation)
-    place.install(installation.variant, changes, report)
+    workers = [_worker(entry) for entry in installation.workers] if installation.broker else None
+    place.install(installation.variant, changes, report, broker=installation.broker or None, workers=workers)
     return read_installation(place.home.root)
+
+
+def set_workers(installation: Installation, workers: Iterable[Mapping[str, Any]], report: Report) -> Installation:
+    """Return the installation after making exactly these Celery workers run; who leaves finishes its tasks first."""
+    place = target_of(installation)
+    place.set_workers([_worker(entry) for entry in workers], report)
+    return read_installation(place.home.root)
+
+
+def _worker(entry: Mapping[str, Any]) -> Worker:
+    return worker_from({key: value for key, value in entry.items() if key != "node"})
+
+
+def workers_seen(installation: Installation) -> dict[str, dict[str, Any]]:
+    """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
+    return target_of(installation).workers_seen()
+
+
+def query(installation: Installation, sql: str) -> list[list[str]]:
+    """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
+    return target_of(installation).query(sql)
+
+
+def cpu_seconds(installation: Installation) -> float:
+    """Return the CPU seconds that all processes of an installation have used so far, ended ones included."""
+    return target_of(installation).cpu_seconds()
 
 
 @contextlib.contextmanager
@@ -84,6 +118,10 @@ class Watcher:
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
         return self._place.tasks_in_hand()
+
+    def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
+        """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
+        return self._place.messages_waiting(also)
 
 
 def destroy_throwaways(report: Report) -> None:

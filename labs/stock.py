@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from labs.airflow_api import AirflowApi, ApiError
 from labs.installation import Installation
 from labs.probe import SMOKE_DAG
@@ -47,9 +45,11 @@ def stock_environment(airflow_home: Path, binaries: Path, settings: Mapping[str,
 
 
 def prepare_files(airflow_home: Path, password: str) -> None:
-    """Put the labs' DAG file and the generated password where standalone looks for them."""
+    """Put the labs' DAG file, the modules that it needs and the generated password where standalone looks for them."""
     (airflow_home / "dags" / "specs").mkdir(parents=True, exist_ok=True)
-    shutil.copy(REPOSITORY / "labs" / "dags" / "probes.py", airflow_home / "dags" / "probes.py")
+    (airflow_home / "config").mkdir(exist_ok=True)
+    for file in ("config/dag_spec.py", "config/dag_builder.py", "dags/probes.py"):
+        shutil.copy(REPOSITORY / "labs" / "dags" / Path(file).name, airflow_home / file)
     write_private(airflow_home / "simple_auth_manager_passwords.json.generated", json.dumps({USER: password}) + "\n")
 
 
@@ -89,22 +89,6 @@ def run_smoke(api: AirflowApi) -> None:
     """Return once one run of the labs' smallest DAG has ended well."""
     run_id = api.trigger(SMOKE_DAG)
     wait_for(lambda: api.dag_run_state(SMOKE_DAG, run_id) == "success", 120, f"The success of {SMOKE_DAG}", every_s=0.1)
-
-
-def cpu_seconds(home: LabHome) -> float:
-    """Return the CPU seconds that all processes of an installation have used so far, ended ones included.
-
-    An ended process counts with the parent that waited for it; everything descends from supervisord.
-    """
-    root = psutil.Process(int((home.state / "supervisord.pid").read_text()))
-    total = 0.0
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 class StockAirflow:

@@ -142,6 +142,11 @@ def per_host(attempts: Iterable[Attempt]) -> dict[str, int]:
     return dict(sorted(Counter(a.host for a in attempts if a.start is not None).items()))
 
 
+def running_on(attempts: Iterable[Attempt]) -> dict[str, int]:
+    """Return how many attempts are running on each host, by host name."""
+    return dict(sorted(Counter(a.host for a in attempts if a.state == "running").items()))
+
+
 def states(attempts: Iterable[Attempt]) -> dict[str, int]:
     """Return how many attempts are in each state, by state; no state yet counts as "none"."""
     return dict(sorted(Counter(a.state or "none" for a in attempts).items()))

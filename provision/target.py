@@ -92,8 +92,8 @@ class Target(Protocol):
     def workers_seen(self) -> dict[str, dict[str, Any]]:
         """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
 
-    def messages_waiting(self) -> dict[str, int]:
-        """Return how many task messages wait in the broker, by queue that a worker serves; empty without a broker."""
+    def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
+        """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
 
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
@@ -106,6 +106,9 @@ class Target(Protocol):
 
     def processes(self) -> list[ProcessInfo]:
         """Return every process of the installation, parents before children."""
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that all processes of the installation have used so far, ended ones included."""
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""

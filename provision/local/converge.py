@@ -47,7 +47,8 @@ class Converge:
             elif started.get(program.name) != [running[program.name], desired.digests[program.name]]:
                 changes.append(Change("restart", program.name, "its settings changed"))
             elif program.name in desired.workers and not self._worker_is_current(program.name):
-                changes.append(Change("resize", program.name, f"should be {desired.workers[program.name]}"))
+                action = "resize" if self._changes_live(program.name) else "restart"
+                changes.append(Change(action, program.name, f"should be {desired.workers[program.name]}"))
         return changes
 
     def worker_names(self) -> set[str]:
@@ -71,6 +72,12 @@ class Converge:
     def _worker_is_current(self, name: str) -> bool:
         file = worker_file(self.home, name)
         return file.exists() and file.read_text() == render_worker_file(self.desired.workers[name])
+
+    def _changes_live(self, name: str) -> bool:
+        """Return whether the running worker can be given its new size; only a start makes Celery scale by itself, or stop doing so."""
+        file = worker_file(self.home, name)
+        scales = file.exists() and "LAB_WORKER_AUTOSCALE=''" not in file.read_text()
+        return scales == (self.desired.workers[name].at_least is not None)
 
     # -- apply ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -76,6 +77,8 @@ def desired_state(home: LabHome, wanted: Wanted, running: Collection[str]) -> De
     digests = {service.name: airflow.service_digest(service, relevant) for service in services}
     stores = _stores(home, wanted, ports)
     digests |= {program.name: str(program.command) for program in stores}
+    if wanted.broker:
+        digests[wanted.broker] = _digest(_broker_files(home, wanted, ports, secrets))
     programs = [
         # The scheduler waits for running tasks; a lab's tasks are released first, so five seconds do.
         *(Program(s.name, (str(placement.airflow_binary), *s.arguments), home.environment_file, stop_seconds=5) for s in chosen),
@@ -139,27 +142,34 @@ def sqlite_file(home: LabHome) -> Path:
 def files_of(home: LabHome, desired: Desired) -> dict[Path, str]:
     """Return the text of every file that the installation consists of, by path."""
     return {
+        # Before the DAG file that imports them.
+        home.airflow_home / "config" / "dag_spec.py": (REPOSITORY / "labs" / "dags" / "dag_spec.py").read_text(),
+        home.airflow_home / "config" / "dag_builder.py": (REPOSITORY / "labs" / "dags" / "dag_builder.py").read_text(),
         home.dags / "probes.py": (REPOSITORY / "labs" / "dags" / "probes.py").read_text(),
         home.airflow_home / "config" / "airflow_local_settings.py": _local_settings(desired.variant),
         desired.placement.passwords_file: json.dumps({airflow.API_USER: desired.secrets["api_password"]}) + "\n",
         home.environment_file: airflow.render_environment_file(desired.environment),
-        **_broker_files(home, desired),
+        **_worker_files(home, desired.wanted),
+        **_broker_files(home, desired.wanted, desired.ports, desired.secrets),
     }
 
 
-def _broker_files(home: LabHome, desired: Desired) -> dict[Path, str]:
-    password, ports = desired.secrets["broker_password"], desired.ports
-    if not desired.wanted.broker:
+def _worker_files(home: LabHome, wanted: Wanted) -> dict[Path, str]:
+    if not wanted.broker:
         return {}
-    files = {home.airflow_home / "config" / "lab_worker_name.py": (FILES / "lab_worker_name.py").read_text()}
-    if desired.wanted.broker == "redis":
-        return files | {valkey.configuration_file(home): valkey.render_configuration(home, ports["redis"], password)}
-    variables = rabbitmq.environment(home, ports["rabbitmq-nodes"])
-    return files | {
-        rabbitmq.configuration_file(home): rabbitmq.render_configuration(ports["rabbitmq"], password),
-        rabbitmq.environment_file(home): airflow.render_environment_file(variables),
-        rabbitmq.data_folder(home) / "enabled_plugins": "[].\n",
-    }
+    return {home.airflow_home / "config" / "lab_worker_name.py": (FILES / "lab_worker_name.py").read_text()}
+
+
+def _broker_files(home: LabHome, wanted: Wanted, ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[Path, str]:
+    if wanted.broker == "redis":
+        return {valkey.configuration_file(home): valkey.render_configuration(home, ports["redis"], secrets["broker_password"])}
+    if wanted.broker == "rabbitmq":
+        return rabbitmq.files(home, ports["rabbitmq"], ports["rabbitmq-nodes"], secrets["broker_password"])
+    return {}
+
+
+def _digest(files: Mapping[Path, str]) -> str:
+    return hashlib.sha256(json.dumps({str(path): text for path, text in files.items()}, sort_keys=True).encode()).hexdigest()
 
 
 def installation_document(home: LabHome, desired: Desired) -> dict[str, Any]:

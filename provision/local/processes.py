@@ -96,3 +96,19 @@ def tree_memory(pid: int) -> int:
     except psutil.Error:
         return 0
     return total
+
+
+def cpu_seconds(home: LabHome) -> float:
+    """Return the CPU seconds that all processes of an installation have used so far, ended ones included.
+
+    An ended process counts with the parent that waited for it; everything descends from supervisord.
+    """
+    root = psutil.Process(int((home.state / "supervisord.pid").read_text()))
+    total = 0.0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total

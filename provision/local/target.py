@@ -18,7 +18,7 @@ from provision.local import postgres
 from provision.local.converge import STORES, Converge, clean_environment
 from provision.local.desired import NODE, Desired, broker_url, desired_state, installation_document
 from provision.local.health import require_alive
-from provision.local.processes import busy_local_workers, process_table, tree_memory
+from provision.local.processes import busy_local_workers, cpu_seconds, process_table, tree_memory
 from provision.local.supervisor import QUICK_STOP_S, Supervisor, log_path, owned_processes, socket_path, sweep
 from provision.lock import exclusive
 from provision.pins import airflow_version
@@ -118,6 +118,10 @@ class LocalTarget:
         """Return every process of the installation, parents before children."""
         return process_table(self.home, {pid: name for name, pid in self._running().items()})
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that all processes of the installation have used so far, ended ones included."""
+        return cpu_seconds(self.home)
+
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
         if self._broker():
@@ -125,9 +129,9 @@ class LocalTarget:
         scheduler = self._running().get("scheduler")
         return busy_local_workers(scheduler) if scheduler else None
 
-    def messages_waiting(self) -> dict[str, int]:
-        """Return how many task messages wait in the broker, by queue that a worker serves; empty without a broker."""
-        queues = {queue for worker in self._workers() for queue in worker.queues}
+    def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
+        """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
+        queues = {queue for worker in self._workers() for queue in worker.queues} | set(also)
         return self._fleet().waiting(sorted(queues)) if self._broker() else {}
 
     def workers_seen(self) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from provision.airflow import (
     AIRFLOW_SERVICES,
+    WORKER_COMMAND,
     Placement,
     Service,
     check_changes,
@@ -18,22 +20,41 @@ from provision.airflow import (
     service_digest,
     services_concerned,
     variable_name,
+    worker_environment,
+    worker_service,
 )
 from provision.errors import ProvisionError, UsageError
-from provision.variants import CORE_SERVICES, variant_named
+from provision.variants import CORE_SERVICES, VARIANTS, variant_named
+from provision.workers import Worker
 
 PLACEMENT = Placement(
     Path("/lab/bin/airflow"), Path("/lab/airflow"), Path("/lab/airflow/dags"), "127.0.0.1", 8080, "sqlite:////lab/airflow.db"
 )
-SECRETS = {"fernet_key": "fernet-secret", "api_secret_key": "api-secret", "jwt_secret": "jwt-secret"}
-SERVICES = {service.name: service for service in AIRFLOW_SERVICES}
+CELERY_PLACEMENT = replace(
+    PLACEMENT,
+    database_url="postgresql+psycopg2://airflow:database-secret@127.0.0.1:5432/airflow",
+    broker_url="redis://:broker-secret@127.0.0.1:6379/0",
+    flower_port=5555,
+)
+SECRETS = {
+    "fernet_key": "fernet-secret",
+    "api_secret_key": "api-secret",
+    "jwt_secret": "jwt-secret",
+    "database_password": "database-secret",
+    "broker_password": "broker-secret",
+    "flower_password": "flower-secret",
+}
+WORKER = Worker("worker-1")
+SERVICES = {service.name: service for service in AIRFLOW_SERVICES if service.name in CORE_SERVICES}
+CELERY_SERVICES = {**{service.name: service for service in AIRFLOW_SERVICES}, WORKER.name: worker_service(WORKER)}
+USING_CELERY = ("scheduler", "flower", "worker-1")
 
 
 def rendered(variant: str = "sqlite", **changes: str) -> dict[str, str]:
     """Return the environment with changes given as section__key."""
-    return render_environment(
-        variant_named(variant), PLACEMENT, SECRETS, {name.replace("__", "."): value for name, value in changes.items()}
-    )
+    chosen = variant_named(variant)
+    placement = CELERY_PLACEMENT if chosen.uses_celery else PLACEMENT
+    return render_environment(chosen, placement, SECRETS, {name.replace("__", ".", 1): value for name, value in changes.items()})
 
 
 @pytest.mark.parametrize(
@@ -78,6 +99,11 @@ def test_a_setting_in_another_spelling_is_refused(setting):
         "core.execution_api_server_url",
         "logging.base_log_folder",
         "core.simple_auth_manager_users",
+        "celery.broker_url",
+        "celery.result_backend",
+        "celery.flower_host",
+        "celery.flower_port",
+        "celery.flower_basic_auth",
     ],
 )
 def test_what_the_installation_owns_cannot_be_changed(setting):
@@ -86,8 +112,29 @@ def test_what_the_installation_owns_cannot_be_changed(setting):
 
 
 def test_other_settings_may_be_changed():
-    check_changes({"core.parallelism": "4", "scheduler.max_tis_per_query": "2", "celery.worker_concurrency": "3"})
-    check_changes({})
+    check_changes({"core.parallelism": "4", "scheduler.max_tis_per_query": "2", "celery.worker_prefetch_multiplier": "3"})
+    check_changes({}, "sqlite")
+
+
+@pytest.mark.parametrize("setting", ["celery.worker_concurrency", "celery.worker_autoscale"])
+def test_what_is_said_for_each_worker_is_refused_as_a_setting_with_the_command_for_it(setting):
+    with pytest.raises(UsageError, match=f"{setting} is a matter of each worker") as refused:
+        check_changes({setting: "4"}, "postgres")
+    assert "fab workers --resize worker-1=4" in refused.value.hint
+
+
+@pytest.mark.parametrize("executor", ["CeleryExecutor", "LocalExecutor,CeleryExecutor"])
+def test_asking_for_celery_on_sqlite_is_refused_with_the_reason(executor):
+    with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor") as refused:
+        check_changes({"core.executor": executor}, "sqlite")
+    assert "fab install celery" in refused.value.hint
+
+
+@pytest.mark.parametrize(("executor", "database"), [("CeleryExecutor", "postgres"), ("LocalExecutor", "sqlite"), ("CeleryExecutor", "")])
+def test_another_executor_is_a_matter_of_another_variant(executor, database):
+    with pytest.raises(UsageError, match=r"core\.executor is set by the installation itself") as refused:
+        check_changes({"core.executor": executor}, database)
+    assert "another variant" in refused.value.hint
 
 
 def test_the_environment_holds_every_setting_sorted():
@@ -105,6 +152,24 @@ def test_the_environment_holds_every_setting_sorted():
 
 def test_what_the_installation_owns_wins_over_a_change():
     assert rendered(api__port="1")["AIRFLOW__API__PORT"] == "8080"
+    assert rendered("celery", celery__flower_port="1")["AIRFLOW__CELERY__FLOWER_PORT"] == "5555"
+
+
+def test_celery_is_told_its_broker_its_result_backend_and_flower():
+    environment = rendered("celery", celery__task_acks_late="False")
+    assert environment["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
+    assert environment["AIRFLOW__CELERY__BROKER_URL"] == "redis://:broker-secret@127.0.0.1:6379/0"
+    assert environment["AIRFLOW__CELERY__RESULT_BACKEND"] == "db+postgresql+psycopg2://airflow:database-secret@127.0.0.1:5432/airflow"
+    assert environment["AIRFLOW__CELERY__FLOWER_HOST"] == "127.0.0.1"
+    assert environment["AIRFLOW__CELERY__FLOWER_PORT"] == "5555"
+    assert environment["AIRFLOW__CELERY__FLOWER_BASIC_AUTH"] == "lab:flower-secret"
+    assert environment["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"] == "86400"
+    assert environment["AIRFLOW__CELERY__TASK_ACKS_LATE"] == "False"
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if not variant.uses_celery])
+def test_without_celery_airflow_hears_nothing_of_it(name):
+    assert not any(variable.startswith("AIRFLOW__CELERY") for variable in rendered(name))
 
 
 def test_every_service_listens_on_the_loopback_address_only():
@@ -112,6 +177,7 @@ def test_every_service_listens_on_the_loopback_address_only():
     assert rendered()["AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK"] == "False"
     for name in ("scheduler", "triggerer"):
         assert "--skip-serve-logs" in SERVICES[name].arguments
+    assert "--skip-serve-logs" in WORKER_COMMAND.split()
 
 
 def test_public_settings_hold_no_secret():
@@ -119,6 +185,17 @@ def test_public_settings_hold_no_secret():
     assert settings["core.parallelism"] == "3"
     assert list(settings) == sorted(settings)
     assert not any(word in setting for setting in settings for word in ("secret", "fernet", "conn", "password"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_public_settings_are_the_rendered_ones_without_those_of_the_installation(name):
+    settings, environment = public_settings(variant_named(name), {"core.parallelism": "3"}), rendered(name, core__parallelism="3")
+    assert {variable_name(setting): value for setting, value in settings.items()}.items() <= environment.items()
+    public = {variable_name(setting) for setting in settings}
+    kept = {variable for variable, value in environment.items() if any(secret in value for secret in SECRETS.values())}
+    assert kept
+    assert not kept & public
+    assert not {"celery.broker_url", "celery.result_backend", "celery.flower_basic_auth"} & set(settings)
 
 
 AWKWARD = {
@@ -158,7 +235,7 @@ def shell_reads(path: Path) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
 
 
-@pytest.mark.parametrize("environment", [AWKWARD, rendered(), rendered("postgres")], ids=["awkward", "sqlite", "postgres"])
+@pytest.mark.parametrize("environment", [AWKWARD, *(rendered(name) for name in VARIANTS)], ids=["awkward", *VARIANTS])
 def test_a_shell_and_systemd_read_the_environment_file_alike(tmp_path: Path, environment):
     file = tmp_path / "airflow.env"
     file.write_text(render_environment_file(environment), encoding="utf-8")
@@ -188,11 +265,27 @@ def test_an_empty_environment_is_an_empty_file():
         ("api_auth.jwt_secret", CORE_SERVICES),
         ("core.max_active_tasks_per_dag", CORE_SERVICES),
         ("logging.logging_level", CORE_SERVICES),
-        ("celery.worker_concurrency", CORE_SERVICES),
+        ("celery.task_acks_late", ("scheduler",)),
     ],
 )
 def test_a_setting_concerns_the_services_that_read_it(setting, concerned):
     assert services_concerned(setting, CORE_SERVICES) == concerned
+
+
+@pytest.mark.parametrize(
+    ("setting", "concerned"),
+    [
+        ("core.parallelism", ("scheduler",)),
+        ("celery.worker_prefetch_multiplier", USING_CELERY),
+        ("celery.extra_celery_config", USING_CELERY),
+        ("celery_broker_transport_options.visibility_timeout", USING_CELERY),
+        ("celery_kubernetes_executor.kubernetes_queue", USING_CELERY),
+        ("core.max_active_tasks_per_dag", (*CORE_SERVICES, "flower", "worker-1")),
+        ("workers.min_heartbeat_interval", (*CORE_SERVICES, "flower", "worker-1")),
+    ],
+)
+def test_a_setting_of_celery_concerns_who_sends_tasks_who_runs_them_and_who_shows_them(setting, concerned):
+    assert services_concerned(setting, (*CORE_SERVICES, "flower", "worker-1")) == concerned
 
 
 def test_only_services_that_there_are_can_be_concerned():
@@ -216,6 +309,76 @@ def test_a_digest_changes_exactly_for_the_services_that_a_change_concerns(change
     assert {name for name, service in SERVICES.items() if service_digest(service, before) != service_digest(service, after)} == restarted
 
 
+@pytest.mark.parametrize(
+    ("change", "restarted"),
+    [
+        ({}, set()),
+        ({"core__parallelism": "7"}, {"scheduler"}),
+        ({"scheduler__max_tis_per_query": "7"}, {"scheduler"}),
+        ({"celery__worker_prefetch_multiplier": "4"}, set(USING_CELERY)),
+        ({"celery__task_acks_late": "False"}, set(USING_CELERY)),
+        ({"celery_broker_transport_options__visibility_timeout": "60"}, set(USING_CELERY)),
+        ({"core__max_active_tasks_per_dag": "7"}, set(CELERY_SERVICES)),
+        ({"workers__min_heartbeat_interval": "5"}, set(CELERY_SERVICES)),
+    ],
+)
+def test_with_celery_too_a_digest_changes_exactly_for_the_services_that_a_change_concerns(change, restarted):
+    before, after = rendered("celery"), rendered("celery", **change)
+    assert {
+        name for name, service in CELERY_SERVICES.items() if service_digest(service, before) != service_digest(service, after)
+    } == restarted
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (WORKER, Worker("worker-1", 7)),
+        (WORKER, Worker("worker-1", 2, ("heavy", "default"))),
+        (Worker("worker-1", 4, at_least=1), Worker("worker-1", 8, ("heavy",), at_least=2)),
+    ],
+    ids=str,
+)
+def test_what_is_changed_while_a_worker_runs_does_not_change_its_digest(before, after):
+    environment = rendered("celery")
+    assert service_digest(worker_service(after), environment) == service_digest(worker_service(before), environment)
+    assert worker_environment(after) != worker_environment(before)
+
+
+def test_another_broker_restarts_who_sends_tasks_who_runs_them_and_who_shows_them():
+    before, after = (
+        render_environment(variant_named("celery"), replace(CELERY_PLACEMENT, broker_url=url), SECRETS, {})
+        for url in ("redis://:x@127.0.0.1:1/0", "amqp://airflow:x@127.0.0.1:1/airflow")
+    )
+    changed = {name for name, service in CELERY_SERVICES.items() if service_digest(service, before) != service_digest(service, after)}
+    assert changed == set(USING_CELERY)
+
+
+@pytest.mark.parametrize(
+    ("worker", "arguments"),
+    [
+        (WORKER, "--celery-hostname worker-1 --queues default --concurrency 2"),
+        (Worker("heavy-1", 1, ("heavy", "default")), "--celery-hostname heavy-1 --queues heavy,default --concurrency 1"),
+        (Worker("w", 4, at_least=1), "--celery-hostname w --queues default --concurrency 4 --autoscale 4,1"),
+        (Worker("w", 4, at_least=4), "--celery-hostname w --queues default --concurrency 4 --autoscale 4,4"),
+    ],
+    ids=str,
+)
+def test_a_worker_is_told_from_the_others_by_its_variables_alone(worker, arguments):
+    (script,) = worker_service(worker).arguments
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "/bin/echo"], env=worker_environment(worker), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"celery worker --skip-serve-logs {arguments}\n"
+
+
+def test_a_worker_without_autoscale_says_so_to_a_shell_that_had_it_before(tmp_path: Path):
+    file = tmp_path / "worker.env"
+    for worker in (Worker("w", 4, at_least=1), Worker("w", 4)):
+        file.write_text(render_environment_file(worker_environment(worker)))
+        assert worker_environment(worker).items() <= shell_reads(file).items()
+    assert worker_environment(Worker("w", 4)).keys() == worker_environment(Worker("w", 4, at_least=1)).keys()
+
+
 def test_setting_a_value_that_is_already_there_restarts_nothing():
     assert service_digest(SERVICES["scheduler"], rendered()) == service_digest(SERVICES["scheduler"], rendered(core__parallelism="1"))
 
@@ -234,4 +397,5 @@ def test_other_arguments_and_another_home_change_the_digest():
 
 
 def test_a_digest_tells_no_secret():
-    assert not any(secret in service_digest(service, rendered()) for service in AIRFLOW_SERVICES for secret in SECRETS.values())
+    digests = [service_digest(service, rendered("celery")) for service in CELERY_SERVICES.values()]
+    assert not any(secret in digest for digest in digests for secret in SECRETS.values())

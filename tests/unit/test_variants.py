@@ -1,12 +1,28 @@
-"""The table of variants."""
+"""The table of variants, and what an install may be asked for."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from provision.airflow import AIRFLOW_SERVICES, check_changes, variable_name
 from provision.errors import UsageError
-from provision.variants import COMMON, CORE_SERVICES, VARIANTS, Variant, variant_named
+from provision.variants import (
+    BROKERS,
+    CELERY,
+    COMMON,
+    CORE_SERVICES,
+    VARIANTS,
+    WORKER_PRELOAD,
+    Variant,
+    check_pairing,
+    variant_named,
+    wanted,
+)
+from provision.workers import Worker
+
+WITHOUT_CELERY = [name for name, variant in VARIANTS.items() if not variant.uses_celery]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -20,7 +36,16 @@ def test_every_variant_is_found_by_its_name_and_says_what_it_is(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_runs_all_of_airflow(name):
     assert set(CORE_SERVICES) <= set(variant_named(name).services)
-    assert {service.name for service in AIRFLOW_SERVICES} == set(CORE_SERVICES)
+    assert {service.name for service in AIRFLOW_SERVICES} == {*CORE_SERVICES, "flower"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_only_a_variant_with_celery_has_workers_and_flower(name):
+    variant = variant_named(name)
+    assert variant.uses_celery == (name == "celery")
+    assert bool(variant.workers) == variant.uses_celery
+    assert ("flower" in variant.services) == variant.uses_celery
+    assert any(setting.startswith("celery") for setting in variant.settings) == variant.uses_celery
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -34,7 +59,7 @@ def test_every_variant_sets_what_predictions_need(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_setting_of_the_table_is_a_text_that_people_could_change_too(name):
     settings = {**COMMON, **variant_named(name).settings}
-    check_changes(settings)
+    check_changes(settings, variant_named(name).database)
     assert all(isinstance(value, str) for value in settings.values())
     assert len({variable_name(setting) for setting in settings}) == len(settings)
 
@@ -63,3 +88,85 @@ def test_an_unknown_variant_is_refused_with_those_there_are(name):
     with pytest.raises(UsageError, match="Unknown variant") as refused:
         variant_named(name)
     assert all(known in refused.value.hint for known in VARIANTS)
+
+
+def test_celery_has_three_workers_of_two_on_one_queue():
+    assert [str(worker) for worker in variant_named("celery").workers] == [f"worker-{n}=2@default" for n in (1, 2, 3)]
+
+
+def test_a_message_waits_in_the_broker_and_stays_there_until_its_task_has_ended():
+    settings = variant_named("celery").effective_settings({})
+    assert settings["celery.worker_prefetch_multiplier"] == "1"
+    assert settings["celery.task_acks_late"] == "True"
+    assert int(settings["celery_broker_transport_options.visibility_timeout"]) >= 24 * 60 * 60
+
+
+def test_workers_load_before_they_fork_what_tasks_need():
+    assert json.loads(CELERY["celery.extra_celery_config"])["imports"] == list(WORKER_PRELOAD)
+
+
+@pytest.mark.parametrize("executor", ["CeleryExecutor", "LocalExecutor,CeleryExecutor", "CeleryExecutor,LocalExecutor", "a:CeleryExecutor"])
+def test_celery_on_sqlite_is_refused_with_the_reason(executor):
+    with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor") as refused:
+        Variant("x", "x", executor, "sqlite", CORE_SERVICES)
+    assert "one write lock" in refused.value.message
+    assert "fab install celery" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("executor", "database"), [("CeleryExecutor", "postgres"), ("LocalExecutor", "sqlite"), ("LocalExecutor", "postgres")]
+)
+def test_any_other_pair_of_executor_and_database_is_accepted(executor, database):
+    check_pairing(executor, database)
+    assert Variant("x", "x", executor, database, CORE_SERVICES).uses_celery == (executor == "CeleryExecutor")
+
+
+@pytest.mark.parametrize("name", WITHOUT_CELERY)
+def test_a_variant_without_celery_is_wanted_without_broker_and_workers(name):
+    asked = wanted(name, {"core.parallelism": "3"})
+    assert (asked.variant, asked.changes, asked.broker, asked.workers) == (variant_named(name), {"core.parallelism": "3"}, "", ())
+
+
+@pytest.mark.parametrize("name", WITHOUT_CELERY)
+@pytest.mark.parametrize("asked", [{"broker": "redis"}, {"broker": "nothing"}, {"workers": [Worker("worker-1")]}, {"workers": []}], ids=str)
+def test_broker_and_workers_are_refused_where_there_is_no_celery(name, asked):
+    with pytest.raises(UsageError, match=f"The variant {name} has neither a broker nor workers") as refused:
+        wanted(name, **asked)
+    assert refused.value.hint == "fab install celery"
+
+
+@pytest.mark.parametrize("broker", [None, ""])
+def test_celery_is_wanted_with_redis_and_the_workers_of_the_variant(broker):
+    asked = wanted("celery", broker=broker)
+    assert (asked.broker, asked.workers, asked.changes) == ("redis", variant_named("celery").workers, {})
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize("workers", [[], [Worker("heavy-1", 1, ("heavy",))], [Worker("b"), Worker("a")]], ids=str)
+def test_celery_is_wanted_with_what_is_given(broker, workers):
+    asked = wanted("celery", None, broker, iter(workers))
+    assert (asked.broker, asked.workers) == (broker, tuple(workers))
+
+
+@pytest.mark.parametrize("broker", ["Redis", "valkey", "sqs", "redis "])
+def test_an_unknown_broker_is_refused_with_those_there_are(broker):
+    with pytest.raises(UsageError, match="Unknown broker") as refused:
+        wanted("celery", broker=broker)
+    assert all(known in refused.value.hint for known in BROKERS)
+
+
+def test_two_workers_of_one_name_cannot_be_wanted():
+    with pytest.raises(UsageError, match="two workers called worker-1"):
+        wanted("celery", workers=[Worker("worker-1"), Worker("worker-1", 4)])
+
+
+def test_an_unknown_variant_cannot_be_wanted():
+    with pytest.raises(UsageError, match="Unknown variant"):
+        wanted("mysql", broker="redis")
+
+
+def test_a_request_keeps_its_changes_when_the_caller_goes_on_with_the_dict():
+    changes = {"core.parallelism": "3"}
+    asked = wanted("celery", changes)
+    changes["core.parallelism"] = "4"
+    assert asked.changes == {"core.parallelism": "3"}

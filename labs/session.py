@@ -1,0 +1,119 @@
+"""Probes on one Airflow, and what else can be asked of it while they run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from labs import celery_path, limits, probe, progress, services
+from labs.airflow_api import AirflowApi
+from labs.celery_path import Step
+from labs.errors import LabError
+from labs.installation import Installation
+from labs.limits import Prediction
+from labs.probe import Probe, ProbeResult
+from labs.spec import parse
+from labs.waiting import wait_for
+from provision.home import lab_home
+from provision.lock import exclusive
+
+
+class Bench:
+    """Probes on one Airflow; a lab has one, and one more for each throw-away installation."""
+
+    def __init__(self, installation: Installation, answer_within_s: float = 30) -> None:
+        self.installation = installation
+        self.api = AirflowApi(installation, answer_within_s)
+        self._watcher = services.Watcher(installation)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The effective settings by "section.key"."""
+        return self.installation.settings
+
+    def predict(self, spec: Mapping[str, Any], pools: Mapping[str, int] | None = None) -> Prediction:
+        """Return what the limit model expects of a probe; `pools` replaces the pools that Airflow has now."""
+        return limits.predict(parse(spec), self.settings, self.api.pools() if pools is None else pools, self.installation.workers)
+
+    def run(self, spec: Mapping[str, Any], timeout_s: float = 900) -> ProbeResult:
+        """Return what Airflow did with a probe: run it to its end, through the gate if it holds.
+
+        Raises LabError for a probe that would never end, because no worker serves one of its queues.
+        """
+        probe.require_served(parse(spec), self.installation)
+        with exclusive(lab_home(), "a notebook"), self.probe(spec) as running:
+            return probe.run_probe(running, timeout_s)
+
+    def probe(self, spec: Mapping[str, Any]) -> Probe:
+        """Return a probe to be driven step by step in a `with` block: deliver, trigger, hold, release, wait, collect."""
+        return Probe(self.installation, self.api, parse(spec), self._watcher)
+
+    def set_pool(self, name: str, slots: int) -> None:
+        """Create a pool or change its slots."""
+        self.api.set_pool(name, slots, probe.POOL_NOTE)
+
+    def count_in_logs(self, text: str) -> dict[str, int]:
+        """Return in how many lines of each service's log a text appears, by service."""
+        names = [service["name"] for service in self.installation.services]
+        return {name: services.log(self.installation, name).count(text) for name in names}
+
+    def services_alive(self) -> list[str]:
+        """Return the names of the services that run, sorted."""
+        expected = {service["name"] for service in self.installation.services}
+        return sorted({process.service for process in self.processes()} & expected)
+
+    def live_settings(self) -> dict[str, str | None]:
+        """Return the settings with which the running scheduler was started; every change of a setting concerns it."""
+        return services.live_settings(self.installation)
+
+    def wait(self, seconds: float, why: str) -> None:
+        """Let time pass on purpose, watching that every service stays alive."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            progress.report(f"{why}: {left:.0f} s left")
+            self._watcher.require_alive()
+            time.sleep(min(1.0, left))
+
+    def airflow(self, *arguments: str, changes: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Return what Airflow's own command prints, standard output and error, when called beside the services, with these settings changed."""
+        return services.airflow_command(self.installation, list(arguments), dict(changes or {}))
+
+    def processes(self) -> list[Any]:
+        """Return every process of the installation now."""
+        return services.processes(self.installation)
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that all processes of the installation have used so far, ended ones included."""
+        return services.cpu_seconds(self.installation)
+
+    def workers_seen(self) -> dict[str, dict[str, Any]]:
+        """Return what each Celery worker that answers says of itself: its `concurrency` and its `queues`, by name."""
+        return services.workers_seen(self.installation)
+
+    def lines_in_log(self, service: str, *texts: str) -> list[str]:
+        """Return the lines of a service's log that hold all of these texts."""
+        lines = services.log(self.installation, service).splitlines()
+        return [line for line in lines if all(text in line for text in texts)]
+
+    def query(self, sql: str) -> list[list[str]]:
+        """Return the rows of a query on the metadata database, every value as text."""
+        return services.query(self.installation, sql)
+
+    def messages_waiting(self, *queues: str) -> dict[str, int]:
+        """Return how many task messages wait in the broker now, by queue: those that a worker serves, and `queues`."""
+        return self._watcher.messages_waiting(queues)
+
+    def path_of(self, task: Probe) -> list[Step]:
+        """Return the steps of a probe's only task through scheduler, broker, worker and result backend, in order of time.
+
+        Raises LabError unless the probe has had one try of one task, and on an Airflow without Celery.
+        """
+        attempts = task.collect()
+        if len(attempts) != 1 or not self.installation.broker:
+            raise LabError("Only the path of a single task on a Celery variant can be followed.", 'run a probe with {"tasks": 1}')
+        back = "Received executor event with state success"
+        wait_for(lambda: self.lines_in_log("scheduler", task.dag_id, back), 30, "The scheduler's reading of the result", every_s=0.2)
+        ((message, done),) = self.query(celery_path.RESULT_QUERY.format(dag_id=task.dag_id))
+        logs = {name: self.lines_in_log(name, text) for name, text in (("scheduler", task.dag_id), (attempts[0].host, message))}
+        return celery_path.steps(attempts[0], message, done, logs)
