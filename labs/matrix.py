@@ -12,8 +12,11 @@ from typing import Any
 from labs import checks, limits, probe, results, services
 from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
+from labs.errors import LabError
 from labs.installation import Installation
-from labs.spec import Spec, as_dict, parse, with_tasks
+from labs.spec import Spec, as_dict, parse
+from labs.worker_limits import DEFAULT_QUEUE
+from provision.workers import Worker
 
 POOL = "lab_matrix"
 # Each parallelism costs a restart of the scheduler, so a matrix uses a few of them, several cells each.
@@ -31,6 +34,7 @@ class Cell:
     parallelism: int
     slots: int
     spec: Spec
+    workers: tuple[Worker, ...] = ()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -42,47 +46,69 @@ class Cell:
         return {
             "parallelism": self.parallelism,
             "pool": self.slots,
+            **({"workers": " ".join(str(worker) for worker in self.workers)} if self.workers else {}),
             **{k: v for k, v in as_dict(self.spec).items() if k not in ("name", "pool", "poll_seconds")},
         }
 
 
 def draw_cells(seed: int, count: int, variant_settings: dict[str, str]) -> list[Cell]:
-    """Return `count` cells, the same for the same seed, grouped by parallelism; every one can be saturated."""
+    """Return `count` cells, the same for the same seed, grouped by parallelism and workers; every one can be saturated."""
     rng = random.Random(seed)
     groups = max(1, -(-count // CELLS_PER_PARALLELISM))
     values = sorted(rng.sample(PARALLELISM_CHOICES, min(groups, len(PARALLELISM_CHOICES))))
-    cells = [_draw(rng, number, values[number * len(values) // count], variant_settings) for number in range(count)]
+    celery = variant_settings["core.executor"] == limits.CELERY
+    fleets = [_draw_workers(rng) if celery else () for _ in values]
+    chosen = [number * len(values) // count for number in range(count)]
+    cells = [_draw(rng, number, values[i], fleets[i], variant_settings) for number, i in enumerate(chosen)]
     return [replace(cell, number=number) for number, cell in enumerate(cells, 1)]
 
 
-def _draw(rng: random.Random, number: int, parallelism: int, variant_settings: dict[str, str]) -> Cell:
-    runs = rng.choice((1, 1, 1, 2, 3))
-    shape: dict[str, Any] = {
-        "name": "matrix",
-        "pool": POOL,
-        "pool_slots": rng.choice((1, 1, 1, 2, 3)),
-        "mapped": rng.random() < 0.4,
-        "runs": runs,
-        "max_active_tasks": rng.choice((None, 1, 2, 3, 5, 8)),
-        "max_active_runs": rng.choice((None, 1, 2)) if runs > 1 else None,
-    }
-    if shape["mapped"]:
-        shape["max_active_tis_per_dag"] = rng.choice((None, None, 2, 4))
-        shape["max_active_tis_per_dagrun"] = rng.choice((None, None, 1, 3))
-    slots = rng.choice((2, 3, 4, 6, 9, 12, 40))
-    settings = {**variant_settings, "core.parallelism": str(parallelism)}
-    # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
-    plenty = parse({**shape, "tasks": 40})
-    most = limits.predict(plenty, settings, {POOL: slots}).peak
-    spec = with_tasks(plenty, most + SURPLUS)
-    return Cell(number, parallelism, slots, spec)
+def _draw_workers(rng: random.Random) -> tuple[Worker, ...]:
+    """Return one to three workers on one queue, or on two that they share in part or not at all."""
+    served = rng.choice((((DEFAULT_QUEUE,),) * 3, (("light",), ("heavy",), ("light",)), (("light",), ("light", "heavy"), ("heavy",))))
+    count = rng.choice((1, 2, 3)) if served[0] == (DEFAULT_QUEUE,) else 3
+    return tuple(Worker(f"worker-{n + 1}", rng.choice((1, 2, 3)), served[n]) for n in range(count))
+
+
+def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Worker, ...], variant_settings: dict[str, str]) -> Cell:
+    while True:
+        runs = rng.choice((1, 1, 1, 2, 3))
+        group: dict[str, Any] = {"pool": POOL, "pool_slots": rng.choice((1, 1, 1, 2, 3)), "mapped": rng.random() < 0.4}
+        dag = {
+            "name": "matrix",
+            "runs": runs,
+            "max_active_tasks": rng.choice((None, 1, 2, 3, 5, 8)),
+            "max_active_runs": rng.choice((None, 1, 2)) if runs > 1 else None,
+        }
+        if group["mapped"]:
+            group["max_active_tis_per_dag"] = rng.choice((None, None, 2, 4))
+            group["max_active_tis_per_dagrun"] = rng.choice((None, None, 1, 3))
+        slots = rng.choice((2, 3, 4, 6, 9, 12, 40))
+        settings = {**variant_settings, "core.parallelism": str(parallelism)}
+        listed = [worker.document() for worker in workers]
+        # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
+        try:
+            most = limits.predict(_probe(dag, group, workers, 40), settings, {POOL: slots}, listed).peak
+            spec = _probe(dag, group, workers, most + SURPLUS)
+            limits.predict(spec, settings, {POOL: slots}, listed)
+        except LabError:
+            # Workers that share a queue: it would depend on chance who takes which task.
+            continue
+        return Cell(number, parallelism, slots, spec, workers)
+
+
+def _probe(dag: dict[str, Any], group: dict[str, Any], workers: tuple[Worker, ...], tasks: int) -> Spec:
+    queues = sorted({queue for worker in workers for queue in worker.queues} - {DEFAULT_QUEUE})
+    if not queues:
+        return parse({**dag, **group, "tasks": tasks})
+    return parse({**dag, "groups": [{**group, "name": queue, "queue": queue, "tasks": tasks} for queue in queues]})
 
 
 def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     """Return the verdict on one cell, measured on an installation that has the cell's settings."""
     api = AirflowApi(installation)
     api.set_pool(POOL, cell.slots, probe.POOL_NOTE)
-    prediction = limits.predict(cell.spec, installation.settings, api.pools())
+    prediction = limits.predict(cell.spec, installation.settings, api.pools(), installation.workers)
     with probe.Probe(installation, api, cell.spec, services.Watcher(installation)) as running:
         result = probe.run_probe(running)
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)
@@ -93,22 +119,30 @@ def run_matrix(installation: Installation, cells: list[Cell], seed: int, folder:
 
     The installation's own settings are put back at the end, also after an interruption.
     """
-    started, measured, before = datetime.now(UTC), [], installation.changes
+    started, measured, before, workers_before = datetime.now(UTC), [], installation.changes, installation.workers
     parameters = {"seed": seed, "cells": len(cells)}
     try:
         for cell in cells:
             report(f"cell {cell.number} of {len(cells)}: {_short(cell.words())}")
             if installation.changes != cell.settings:
                 installation = services.change_settings(installation, cell.settings, report)
+            if cell.workers and not _has_workers(installation, cell.workers):
+                installation = services.set_workers(installation, [worker.document() for worker in cell.workers], report)
             measured.append(measure_cell(installation, cell))
             report(f"checked {measured[-1].name}: {measured[-1].verdict}")
             _write(installation, parameters, started, measured, folder, complete=len(measured) == len(cells))
     finally:
         try:
-            services.change_settings(installation, before, report)
+            installation = services.change_settings(installation, before, report)
+            if workers_before != installation.workers:
+                services.set_workers(installation, workers_before, report)
         finally:
             AirflowApi(installation).delete_pool(POOL)
     return results.read(folder / "matrix.json")
+
+
+def _has_workers(installation: Installation, workers: tuple[Worker, ...]) -> bool:
+    return [{k: v for k, v in entry.items() if k != "node"} for entry in installation.workers] == [w.document() for w in workers]
 
 
 def _write(

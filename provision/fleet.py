@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from amqp.exceptions import AMQPError, RecoverableConnectionError
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -14,6 +16,12 @@ from provision.workers import Worker
 
 # A worker that is healthy answers within milliseconds; a loaded machine may take a moment.
 ANSWER_S = 2.0
+# A broker that has stopped, but keeps its connections, is waited for this long.
+SILENCE_S = 10
+# Celery starts the processes that a pool has grown by every 5 s (celery/concurrency/asynpool.py, 5.7.0).
+RESIZED_S = 20
+# Redis' client and RabbitMQ's each take the names that they know.
+TIMEOUTS = {"socket_connect_timeout": ANSWER_S, "socket_timeout": SILENCE_S, "read_timeout": SILENCE_S, "write_timeout": SILENCE_S}
 PREFIX = "celery@"
 
 
@@ -23,12 +31,12 @@ class Fleet:
     def __init__(self, broker_url: str) -> None:
         self._app = Celery("airflow-executor-labs", broker=broker_url, set_as_current=False)
         self._app.conf.broker_connection_timeout = ANSWER_S
-        self._app.conf.broker_transport_options = {"socket_connect_timeout": ANSWER_S, "socket_timeout": 10}
+        self._app.conf.broker_transport_options = TIMEOUTS
 
     def reachable(self) -> bool:
         """Return True; a broker that does not answer, or refuses the password, raises ProvisionError."""
-        with self._channel():
-            return True
+        with self._connection() as connection:
+            return connection.default_channel is not None
 
     def answering(self, names: Iterable[str]) -> set[str]:
         """Return those of the workers called `names` that answer now."""
@@ -61,38 +69,36 @@ class Fleet:
 
     def waiting(self, queues: Iterable[str]) -> dict[str, int]:
         """Return how many messages wait in the broker, by queue; messages that a worker has taken do not count."""
-        with self._channel() as channel:
-            return {queue: _depth(channel, queue) for queue in queues}
+        with self._connection() as connection:
+            return {queue: _count(connection, lambda channel, queue=queue: _depth(channel, queue)) for queue in queues}
 
     def resize(self, worker: Worker) -> None:
-        """Give a running worker the concurrency and queues that `worker` says, without stopping a task."""
-        here = [PREFIX + worker.name]
-        control = self._app.control
+        """Give a running worker the concurrency and queues that `worker` says, without stopping a task; return once it has them."""
         if worker.at_least:
-            self._told(control.autoscale(worker.concurrency, worker.at_least, destination=here, reply=True, timeout=ANSWER_S), worker)
+            self._tell(worker, "autoscale", worker.concurrency, worker.at_least)
         now = self.concurrency([worker.name]).get(worker.name)
         if now is not None and not worker.at_least and now != worker.concurrency:
-            change = control.pool_grow if now < worker.concurrency else control.pool_shrink
-            self._told(change(abs(worker.concurrency - now), destination=here, reply=True, timeout=10), worker)
+            self._tell(worker, "pool_grow" if now < worker.concurrency else "pool_shrink", abs(worker.concurrency - now))
         served = self.queues([worker.name]).get(worker.name, [])
         for queue in worker.queues:
             if queue not in served:
-                self._told(control.add_consumer(queue, destination=here, reply=True, timeout=ANSWER_S), worker)
+                self._tell(worker, "add_consumer", queue)
         for queue in served:
             if queue not in worker.queues:
-                self._told(control.cancel_consumer(queue, destination=here, reply=True, timeout=ANSWER_S), worker)
+                self._tell(worker, "cancel_consumer", queue)
+        self._wait_for(worker)
 
     def purge(self, queues: Iterable[str]) -> int:
         """Throw away the messages that wait in these queues; return how many there were."""
-        with self._channel() as channel:
-            return sum(_ignoring_absence(channel, lambda queue=queue: channel.queue_purge(queue) or 0) for queue in queues)
+        with self._connection() as connection:
+            return sum(_count(connection, lambda channel, queue=queue: channel.queue_purge(queue) or 0) for queue in queues)
 
     def memory(self) -> tuple[int, int] | None:
         """Return the bytes that a Redis broker uses and may use; None for another broker."""
-        with self._channel() as channel:
-            if not hasattr(channel, "client"):
+        with self._connection() as connection:
+            if not hasattr(connection.default_channel, "client"):
                 return None
-            figures = channel.client.info("memory")
+            figures = connection.default_channel.client.info("memory")
             return int(figures["used_memory"]), int(figures["maxmemory"])
 
     def close(self) -> None:
@@ -103,38 +109,61 @@ class Fleet:
         if not names:
             return {}
         with _broker_errors():
-            inspect = self._app.control.inspect(destination=[PREFIX + name for name in names], timeout=ANSWER_S, limit=len(names))
-            return {node.removeprefix(PREFIX): answer for node, answer in (getattr(inspect, what)() or {}).items()}
+            try:
+                return self._asked(what, names)
+            except (ConnectionError, RecoverableConnectionError):
+                # The connection that was kept is of no use when the broker was restarted since.
+                self._app.pool.force_close_all()
+                return self._asked(what, names)
 
-    @staticmethod
-    def _told(replies: list[dict[str, Any]] | None, worker: Worker) -> None:
+    def _asked(self, what: str, names: list[str]) -> dict[str, Any]:
+        inspect = self._app.control.inspect(destination=[PREFIX + name for name in names], timeout=ANSWER_S, limit=len(names))
+        return {node.removeprefix(PREFIX): answer for node, answer in (getattr(inspect, what)() or {}).items()}
+
+    def _tell(self, worker: Worker, command: str, *arguments: Any) -> None:
+        with _broker_errors():
+            send = getattr(self._app.control, command)
+            replies = send(*arguments, destination=[PREFIX + worker.name], reply=True, timeout=SILENCE_S)
         answers = [answer for reply in replies or [] for answer in reply.values()]
         if not answers or any("error" in answer for answer in answers):
             said = "; ".join(str(answer["error"]) for answer in answers if "error" in answer) or "no answer"
             raise ProvisionError(f"Worker {worker.name} did not change: {said}.", f"fab logs {worker.name}")
 
+    def _wait_for(self, worker: Worker) -> None:
+        # A worker says yes to a change first and makes it then.
+        deadline = time.monotonic() + RESIZED_S
+        while not self._has_become(worker):
+            if time.monotonic() > deadline:
+                raise ProvisionError(f"Worker {worker.name} has not become {worker} within {RESIZED_S} s.", f"fab logs {worker.name}")
+            time.sleep(0.1)
+
+    def _has_become(self, worker: Worker) -> bool:
+        size, queues = self.concurrency([worker.name]).get(worker.name), self.queues([worker.name]).get(worker.name)
+        return queues == sorted(worker.queues) and (size == worker.concurrency or (size is not None and worker.at_least is not None))
+
     @contextmanager
-    def _channel(self) -> Iterator[Any]:
+    def _connection(self) -> Iterator[Any]:
         with _broker_errors(), self._app.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=ANSWER_S)
-            yield connection.default_channel
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=ANSWER_S)
+            yield connection
 
 
 @contextmanager
 def _broker_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, OSError) as error:
+    except (OperationalError, AMQPError, OSError) as error:
         raise ProvisionError(f"The broker does not answer ({error}).", "fab status") from error
 
 
 def _depth(channel: Any, queue: str) -> int:
-    return _ignoring_absence(channel, lambda: channel.queue_declare(queue=queue, passive=True).message_count)
+    return channel.queue_declare(queue=queue, passive=True).message_count
 
 
-def _ignoring_absence(channel: Any, count: Callable[[], int]) -> int:
-    # A queue that nobody has used yet does not exist.
+def _count(connection: Any, count: Callable[[Any], int]) -> int:
+    # A queue that nobody has used yet does not exist; RabbitMQ closes the channel on which it is asked for.
     try:
-        return count()
-    except channel.connection.client.channel_errors:
+        with connection.channel() as channel:
+            return count(channel)
+    except connection.channel_errors:
         return 0

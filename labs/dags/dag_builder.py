@@ -46,17 +46,17 @@ def dag_from_yaml(text_or_path: str | Path) -> DAG:
 
 
 def _dag_from_file(path: Path) -> DAG:
+    from dag_spec import SpecError
+
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise _wrong(f"The file {path} cannot be read: {reason}.", "its path begins in the folder of the DAG file") from error
+        raise SpecError(f"The file {path} cannot be read: {reason}.", "its path begins in the folder of the DAG file") from error
     try:
         return dag_from_dict(_load(text))
-    except ValueError as error:
-        if not hasattr(error, "hint"):
-            raise
-        raise _wrong(f"{path.name}: {error.message}", error.hint) from error
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error.message}", error.hint) from error
 
 
 def _load(text: str) -> Any:

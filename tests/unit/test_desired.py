@@ -216,6 +216,15 @@ def test_a_setting_of_celery_restarts_no_store(home):
     assert changed == {"scheduler", "flower", "worker-1", "worker-2", "worker-3"}
 
 
+@pytest.mark.parametrize("broker", BROKERS)
+def test_another_port_restarts_the_broker_and_all_who_talk_to_it(home, monkeypatch, broker):
+    before = desired(home, broker=broker)
+    monkeypatch.setenv("LAB_BROKER_PORT", str(free_port()))
+    after = desired(home, broker=broker)
+    changed = {name for name in before.digests if before.digests[name] != after.digests[name]}
+    assert changed == {broker, "scheduler", "flower", "worker-1", "worker-2", "worker-3"}
+
+
 def test_redis_keeps_messages_on_loopback_behind_a_password(home):
     state = desired(home)
     lines = files_of(home, state)[valkey.configuration_file(home)].splitlines()
@@ -253,7 +262,7 @@ def test_without_celery_there_is_no_broker_and_no_file_for_one(home, name):
     document = installation_document(home, state)
     assert (document["broker"], document["workers"], document["flower"]) == (None, [], None)
     assert state.placement.broker_url == ""
-    assert {path.name for path in files_of(home, state)} == {"probes.py", "airflow_local_settings.py", "passwords.json", "airflow.env"}
+    assert {path.name for path in files_of(home, state)}.isdisjoint({"lab_worker_name.py", "valkey.conf", "rabbitmq.conf", "rabbitmq.env"})
     assert not any(variable.startswith("AIRFLOW__CELERY") for variable in state.environment)
 
 

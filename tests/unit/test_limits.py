@@ -297,8 +297,85 @@ def test_a_pool_that_does_not_exist_is_named_with_how_to_create_it():
 
 
 def test_an_executor_that_the_model_does_not_know_is_refused():
-    with pytest.raises(LabError, match="does not know the executor 'CeleryExecutor'"):
-        predicted({}, executor="CeleryExecutor")
+    with pytest.raises(LabError, match="does not know the executor 'KubernetesExecutor'"):
+        predicted({}, executor="KubernetesExecutor")
+
+
+def worker(name: str, concurrency: int, *queues: str) -> dict:
+    return {"name": name, "concurrency": concurrency, "queues": list(queues or ("default",))}
+
+
+def on_celery(spec: dict, workers: list[dict], **settings: object) -> Prediction:
+    known = {"core.executor": "CeleryExecutor", "core.parallelism": "16", "core.max_active_tasks_per_dag": "16"}
+    effective = {**known, "core.max_active_runs_per_dag": "16", **{k.replace("__", "."): str(v) for k, v in settings.items()}}
+    return predict(parse(spec), effective, {"default_pool": 128}, workers)
+
+
+TWO, THREE = [worker("w1", 2), worker("w2", 2)], [worker("w1", 2), worker("w2", 2), worker("w3", 2)]
+SPECIAL = [worker("l1", 2, "light"), worker("l2", 2, "light"), worker("h1", 1, "heavy")]
+BOTH = {"groups": [{"name": "light", "tasks": 6, "queue": "light"}, {"name": "heavy", "tasks": 6, "queue": "heavy"}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "settings", "expected"),
+    [
+        ({"tasks": 12}, TWO, {}, (4, 8, 0)),
+        ({"tasks": 12}, THREE, {}, (6, 6, 0)),
+        ({"tasks": 3}, TWO, {}, (3, 0, 0)),
+        # parallelism counts what waits in the broker too; the rest stays with the scheduler.
+        ({"tasks": 12}, TWO, {"core__parallelism": 6}, (4, 2, 6)),
+        ({"tasks": 12}, TWO, {"core__parallelism": 3}, (3, 0, 9)),
+        ({"tasks": 12, "max_active_tasks": 5}, TWO, {}, (4, 1, 7)),
+        ({"tasks": 6, "queue": "gpu"}, TWO, {}, (0, 6, 0)),
+        ({"tasks": 6}, [], {}, (0, 6, 0)),
+        (BOTH, SPECIAL, {}, (5, 7, 0)),
+        # A worker on two queues has its places only once.
+        (BOTH, [worker("b", 2, "light", "heavy")], {}, (2, 10, 0)),
+        (BOTH, [*SPECIAL, worker("b", 2, "light", "heavy")], {}, (7, 5, 0)),
+        # What a worker reserves, it does not run.
+        ({"tasks": 9}, TWO, {"celery__worker_prefetch_multiplier": 2}, (4, 5, 0)),
+        ({"tasks": 6}, [worker("w1", 1)], {"celery__worker_prefetch_multiplier": 4}, (1, 5, 0)),
+        ({"tasks": 6}, [worker("w1", 1)], {"celery__worker_prefetch_multiplier": 0}, (1, 5, 0)),
+    ],
+)
+def test_celery_runs_what_its_workers_can_take_and_the_rest_waits_in_the_broker(spec, workers, settings, expected):
+    assert counts(on_celery(spec, workers, **settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "settings", "binding"),
+    [
+        ({"tasks": 12}, TWO, {}, ("worker_concurrency, queue default",)),
+        ({"tasks": 12}, TWO, {"core__parallelism": 3}, ("parallelism",)),
+        ({"tasks": 12}, TWO, {"core__parallelism": 4}, ("parallelism", "worker_concurrency, queue default")),
+        (BOTH, [worker("b", 2, "light", "heavy")], {}, ("worker_concurrency, queues heavy and light",)),
+    ],
+)
+def test_the_limit_that_binds_on_celery_is_named(spec, workers, settings, binding):
+    assert on_celery(spec, workers, **settings).binding_names == binding
+
+
+def test_a_queue_without_a_worker_is_named():
+    assert on_celery({"queue": "gpu", "tasks": 3}, TWO).binding == "no worker serves queue gpu"
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "settings", "words"),
+    [
+        # Two light tasks may fill the shared worker, so that a heavy one finds no place.
+        (
+            {"groups": [{"name": "l", "tasks": 2, "queue": "light"}, {"name": "h", "tasks": 2, "queue": "heavy"}]},
+            [worker("l1", 2, "light"), worker("b", 2, "light", "heavy")],
+            {},
+            "Between 2 and 4",
+        ),
+        ({"tasks": 4}, [worker("w1", 1), worker("w2", 1)], {"celery__worker_prefetch_multiplier": 4}, "Between 1 and 2"),
+        ({"tasks": 3}, TWO, {"celery__worker_prefetch_multiplier": 0}, "Between 2 and 3"),
+    ],
+)
+def test_what_depends_on_chance_is_not_predicted(spec, workers, settings, words):
+    with pytest.raises(LabError, match=f"{words} tasks will run: it depends on chance"):
+        on_celery(spec, workers, **settings)
 
 
 def test_a_uniform_probe_peaks_at_the_smallest_cap():
