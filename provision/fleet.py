@@ -10,6 +10,8 @@ from typing import Any
 from amqp.exceptions import AMQPError, RecoverableConnectionError
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from provision.errors import ProvisionError
 from provision.workers import Worker
@@ -23,15 +25,16 @@ RESIZED_S = 20
 # Redis' client and RabbitMQ's each take the names that they know.
 TIMEOUTS = {"socket_connect_timeout": ANSWER_S, "socket_timeout": SILENCE_S, "read_timeout": SILENCE_S, "write_timeout": SILENCE_S}
 PREFIX = "celery@"
+# What it is called, by the system and by either client, that the other side of a connection is gone.
+LOST = (ConnectionError, RecoverableConnectionError, RedisConnectionError)
 
 
 class Fleet:
     """What a broker's workers say of themselves; every call raises ProvisionError if the broker cannot be reached."""
 
     def __init__(self, broker_url: str) -> None:
-        self._app = Celery("airflow-executor-labs", broker=broker_url, set_as_current=False)
-        self._app.conf.broker_connection_timeout = ANSWER_S
-        self._app.conf.broker_transport_options = TIMEOUTS
+        self._broker_url = broker_url
+        self._app = self._connected()
 
     def reachable(self) -> bool:
         """Return True; a broker that does not answer, or refuses the password, raises ProvisionError."""
@@ -111,10 +114,17 @@ class Fleet:
         with _broker_errors():
             try:
                 return self._asked(what, names)
-            except (ConnectionError, RecoverableConnectionError):
-                # The connection that was kept is of no use when the broker was restarted since.
-                self._app.pool.force_close_all()
+            except LOST:
+                # A connection that was kept is of no use when the broker was restarted since.
+                self.close()
+                self._app = self._connected()
                 return self._asked(what, names)
+
+    def _connected(self) -> Celery:
+        app = Celery("airflow-executor-labs", broker=self._broker_url, set_as_current=False)
+        app.conf.broker_connection_timeout = ANSWER_S
+        app.conf.broker_transport_options = TIMEOUTS
+        return app
 
     def _asked(self, what: str, names: list[str]) -> dict[str, Any]:
         inspect = self._app.control.inspect(destination=[PREFIX + name for name in names], timeout=ANSWER_S, limit=len(names))
@@ -152,7 +162,7 @@ class Fleet:
 def _broker_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, AMQPError, OSError) as error:
+    except (OperationalError, AMQPError, RedisError, OSError) as error:
         raise ProvisionError(f"The broker does not answer ({error}).", "fab status") from error
 
 

@@ -14,7 +14,7 @@ from provision.home import LabHome, read_json, write_private
 from provision.local import postgres, rabbitmq, valkey
 from provision.local.desired import WARM_S, Desired, broker_url, files_of, render_worker_file, sqlite_file, worker_file
 from provision.local.health import Ready, flower_answers, wait_until, wait_until_healthy
-from provision.local.ports import port_is_free, port_owner
+from provision.local.ports import port_is_free, port_owner, program_of
 from provision.local.supervisor import Supervisor, log_path, sweep_orphans
 from provision.pins import airflow_version
 from provision.target import Change, Report
@@ -186,7 +186,7 @@ class Converge:
         running = self._running()
         names = [name for name in names if name not in running]
         for name, port in self.desired.ports.items():
-            if name in names and not port_is_free(port):
+            if program_of(name) in names and not port_is_free(port):
                 raise ProvisionError(
                     f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import psutil
 
@@ -27,13 +27,11 @@ def choose_ports(home: LabHome, services: Sequence[str], running: Collection[str
     file = home.state / "ports.json"
     stored = read_json(file)
     for service, variable in PORT_VARIABLES.items():
-        # The port on which RabbitMQ would talk to other nodes belongs to its one program.
-        program = service.removesuffix("-nodes")
-        if program not in services:
+        if program_of(service) not in services:
             continue
         chosen = os.environ.get(variable)
         port = _port_number(variable, chosen) if chosen else int(stored.get(service) or free_port())
-        if not port_is_free(port) and not (program in running and stored.get(service) == port):
+        if not port_is_free(port) and not _is_held_by_the_lab(port, service, stored, services, running):
             if chosen:
                 owner = port_owner(port) or "another program"
                 raise ProvisionError(
@@ -43,6 +41,17 @@ def choose_ports(home: LabHome, services: Sequence[str], running: Collection[str
         stored[service] = port
     write_private(file, json.dumps(stored, sort_keys=True) + "\n")
     return {service: int(port) for service, port in stored.items()}
+
+
+def program_of(service: str) -> str:
+    """Return the program that listens for a service: the port on which RabbitMQ would talk to other nodes is RabbitMQ's."""
+    return service.removesuffix("-nodes")
+
+
+def _is_held_by_the_lab(port: int, service: str, stored: Mapping[str, int], services: Sequence[str], running: Collection[str]) -> bool:
+    # By the service itself, or by one that is stopped before this one is started: one broker takes the place of the other.
+    holders = {name for name, its in stored.items() if its == port and program_of(name) in running}
+    return service in holders or any(program_of(name) not in services for name in holders)
 
 
 def _port_number(variable: str, text: str) -> int:

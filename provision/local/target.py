@@ -266,13 +266,14 @@ class LocalTarget:
         scaling = all(change.name in workers for change in todo)
         if not scaling:
             self.home.installation.unlink(missing_ok=True)
-        before = set(self._running())
+        before = self._running()
         try:
             converge.apply(todo, report)
         except (ProvisionError, KeyboardInterrupt):
             # Nothing that this install started is left running; what ran before and was not touched goes on.
             if before:
-                converge.supervisor.stop([name for name in self._running() if name not in before], patience_s=QUICK_STOP_S)
+                started = [name for name, pid in self._running().items() if before.get(name) != pid]
+                converge.supervisor.stop(started, patience_s=QUICK_STOP_S)
                 converge.remember()
             else:
                 self._stop(report)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 
 import pytest
+import yaml
 
 from labs.dags import dag_spec
 from labs.dags.dag_spec import BASH, SpecError, parse_dag
@@ -132,3 +134,22 @@ def test_an_error_is_one_line_because_airflow_shows_the_last_one():
     error = SpecError("Unknown key 'pol' in groups[0].", "did you mean 'pool'?")
     assert str(error) == "Unknown key 'pol' in groups[0]. Next: did you mean 'pool'?"
     assert str(SpecError("No more to say.")) == "No more to say."
+
+
+def test_the_example_and_the_errors_of_the_reference_are_the_real_ones():
+    text = (REPOSITORY / "docs" / "reference.md").read_text()
+    section = text.partition("\n## DAGs from a dict or YAML\n")[2].partition("\n## ")[0]
+    (example,), (dag_file,), (errors,) = (
+        re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S) for language in ("yaml", "python", "text")
+    )
+    assert parse_dag(dag_spec.read_yaml(example, yaml)).name == "nightly"
+    assert "airflow" in dag_file.lower()
+    wrong = (
+        example.replace("after:", "depends_on:", 1),
+        example.replace(BASH, "BashOperator", 1),
+        example.replace('{bash_command: "echo part', '{queue: fast, bash_command: "echo part', 1),
+    )
+    for written, shown in zip(wrong, errors.splitlines(), strict=True):
+        with pytest.raises(SpecError) as error:
+            parse_dag(dag_spec.read_yaml(written, yaml))
+        assert f"nightly.yaml: {error.value}" == shown
