@@ -31,7 +31,7 @@ NEEDS_THE_WHOLE_NOTEBOOK = {"01-life-of-a-task"}
 def finished():
     """All labs, run once with one command, as `make lab` does."""
     done = subprocess.run(
-        [str(LABS_COMMAND), "run", "--json"], capture_output=True, text=True, timeout=1500, cwd=REPOSITORY, stdin=subprocess.DEVNULL
+        [str(LABS_COMMAND), "run", "--json"], capture_output=True, text=True, timeout=2400, cwd=REPOSITORY, stdin=subprocess.DEVNULL
     )
     assert done.stdout, done.stderr
     return done, json.loads(done.stdout)
