@@ -31,7 +31,7 @@ def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report
     """
     place = open_target(target)
     before = place.installed()
-    broker = before["broker"]["kind"] if before and before["variant"] == variant and before["broker"] else None
+    broker = before["broker"]["kind"] if before and before["variant"] == variant and before.get("broker") else None
     place.install(variant, changes, report, broker=broker)
     return read_installation(place.home.root)
 

@@ -81,6 +81,8 @@ class Fleet:
             self._tell(worker, "autoscale", worker.concurrency, worker.at_least)
         now = self.concurrency([worker.name]).get(worker.name)
         if now is not None and not worker.at_least and now != worker.concurrency:
+            if now > worker.concurrency:
+                self._wait_for_idle(worker, now)
             self._tell(worker, "pool_grow" if now < worker.concurrency else "pool_shrink", abs(worker.concurrency - now))
         served = self.queues([worker.name]).get(worker.name, [])
         for queue in worker.queues:
@@ -138,6 +140,19 @@ class Fleet:
         if not answers or any("error" in answer for answer in answers):
             said = "; ".join(str(answer["error"]) for answer in answers if "error" in answer) or "no answer"
             raise ProvisionError(f"Worker {worker.name} did not change: {said}.", f"fab logs {worker.name}")
+
+    def _wait_for_idle(self, worker: Worker, processes: int) -> None:
+        # A pool with fewer idle processes than it should lose ends those, goes on taking messages for them, and says
+        # that it failed (billiard/pool.py, shrink; celery/worker/control.py, pool_shrink; Celery 5.7.0).
+        deadline = time.monotonic() + RESIZED_S
+        while (busy := len(self._ask("active", [worker.name]).get(worker.name, []))) > worker.concurrency:
+            if time.monotonic() > deadline:
+                raise ProvisionError(
+                    f"{busy} of the {processes} processes of {worker.name} run tasks; {worker.concurrency} are wanted, and none is ended "
+                    "while it runs a task.",
+                    "wait until tasks have ended, then run the same command again",
+                )
+            time.sleep(0.1)
 
     def _wait_for(self, worker: Worker) -> None:
         # A worker says yes to a change first and makes it then.

@@ -83,17 +83,21 @@ def workers(c, target="local", add=None, remove=None, resize=None):
     """List the Celery workers, or add, remove and resize some while tasks run."""
     place = open_target(target)
     installed = place.installed()
-    if installed is None or (not installed["workers"] and not installed["broker"]):
+    if installed is None or not installed.get("broker"):
         raise ProvisionError(
             "The installed variant has no Celery workers." if installed else "No variant is installed.", "fab install celery"
         )
-    now = [worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in installed["workers"]]
+    now = _workers_of(installed)
     then = changed_workers(now, add or [], remove or [], resize or [])
     if then != tuple(now):
         done = place.set_workers(then, _progress())
         for change in done:
             print(change)
     _show_workers(place, then)
+
+
+def _workers_of(installed: dict[str, Any]) -> list[Worker]:
+    return [worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in installed["workers"]]
 
 
 def _show_workers(place: Target, listed: Iterable[Worker]) -> None:
@@ -122,9 +126,12 @@ def status(c, target="local"):
     if installed is None:
         raise Exit(f"No variant is installed in {lab_home().root}.\n  Next: fab install VARIANT", code=1)
     print(f"{installed['variant']} on {installed['target']}, {installed['api']['url']}, user {installed['api']['user']}")
-    if installed["flower"]:
+    celery = {}
+    # An installation that was made before there was Celery says nothing of it.
+    if installed.get("broker"):
         print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
-    todo = place.plan(installed["variant"], installed["changes"], broker=(installed["broker"] or {}).get("kind"))
+        celery = {"broker": installed["broker"]["kind"], "workers": _workers_of(installed)}
+    todo = place.plan(installed["variant"], installed["changes"], **celery)
     for change in todo:
         print(f"would {change}")
     print(f"fab install {installed['variant']} would make {len(todo)} changes.")

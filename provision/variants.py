@@ -75,6 +75,8 @@ CELERY: Mapping[str, str] = {
     "celery.extra_celery_config": json.dumps({"imports": WORKER_PRELOAD, "result_expires": 86400}),
 }
 BROKERS = ("redis", "rabbitmq")
+# What else has a log of its own, and so a name that no worker can have.
+NOT_A_WORKER = ("supervisord", "migrate", *BROKERS)
 
 
 def check_pairing(executor: str, database: str) -> None:
@@ -181,6 +183,11 @@ def wanted(
     if broker and broker not in BROKERS:
         raise UsageError(f"Unknown broker {broker!r}.", f"choose one of: {', '.join(BROKERS)}")
     listed = check_together(chosen.workers if workers is None else workers)
+    for worker in listed:
+        if worker.name in (*chosen.services, *NOT_A_WORKER):
+            raise UsageError(
+                f"A worker cannot be called {worker.name}: that is the name of a service.", "choose another name, such as worker-4"
+            )
     return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed)
 
 

@@ -26,18 +26,18 @@ class Worker:
 
     def __post_init__(self) -> None:
         """Raise UsageError for what Celery would misread or ignore."""
-        if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.name):
             raise UsageError(f"{self.name!r} cannot be a worker's name.", f"use lower-case letters, digits and -, {EXAMPLE}")
         if type(self.concurrency) is not int or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise UsageError(
                 f"Worker {self.name} cannot have concurrency {self.concurrency!r}: Celery would take 0 for the number of cores.",
                 f"give a whole number from 1 to {MOST_CONCURRENCY}, or remove the worker",
             )
-        if not self.queues or len(set(self.queues)) != len(self.queues):
-            raise UsageError(f"Worker {self.name} has no queue, or one of them twice.", EXAMPLE)
         for queue in self.queues:
             if not isinstance(queue, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", queue):
                 raise UsageError(f"{queue!r} cannot be a queue of worker {self.name}.", "use letters, digits, _ . and -")
+        if not self.queues or len(set(self.queues)) != len(self.queues):
+            raise UsageError(f"Worker {self.name} has no queue, or one of them twice.", EXAMPLE)
         if self.at_least is not None and (type(self.at_least) is not int or not 1 <= self.at_least <= self.concurrency):
             raise UsageError(
                 f"Worker {self.name} cannot scale between {self.at_least!r} and {self.concurrency}.",

@@ -26,19 +26,20 @@ def choose_ports(home: LabHome, services: Sequence[str], running: Collection[str
     """Return the port of each listening service: the user's choice, else the one chosen before, else a free one."""
     file = home.state / "ports.json"
     stored = read_json(file)
+    given: dict[int, str] = {}
     for service, variable in PORT_VARIABLES.items():
         if program_of(service) not in services:
             continue
         chosen = os.environ.get(variable)
-        port = _port_number(variable, chosen) if chosen else int(stored.get(service) or free_port())
-        if not port_is_free(port) and not _is_held_by_the_lab(port, service, stored, services, running):
+        port = _port_number(variable, chosen) if chosen else int(stored.get(service) or free_port(given))
+        if port in given or (not port_is_free(port) and not _is_held_by_the_lab(port, service, stored, services, running)):
             if chosen:
-                owner = port_owner(port) or "another program"
+                owner = given.get(port) or port_owner(port) or "another program"
                 raise ProvisionError(
                     f"Port {port} for {service} is taken by {owner}.", f"choose another {variable}, or none for a free port"
                 )
-            port = free_port()
-        stored[service] = port
+            port = free_port(given)
+        stored[service], given[port] = port, service
     write_private(file, json.dumps(stored, sort_keys=True) + "\n")
     return {service: int(port) for service, port in stored.items()}
 
@@ -82,8 +83,11 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody uses at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(but: Collection[int] = ()) -> int:
+    """Return a loopback port that nobody uses at this moment, none of `but`."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in but:
+            return port

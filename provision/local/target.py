@@ -93,7 +93,7 @@ class LocalTarget:
             installed = self.installed()
             if installed is None:
                 raise ProvisionError("No variant is installed here.", "fab install celery")
-            broker = (installed["broker"] or {}).get("kind")
+            broker = (installed.get("broker") or {}).get("kind")
             desired = self._desired(wanted(installed["variant"], installed["changes"], broker, workers))
             self.require_alive(but=[worker.name for worker in self._workers()])
             todo = self._apply(desired, report)
@@ -160,7 +160,7 @@ class LocalTarget:
         installed = self.installed()
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
-        broker = (installed["broker"] or {}).get("kind")
+        broker = (installed.get("broker") or {}).get("kind")
         desired = self._desired(wanted(installed["variant"], installed["changes"], broker, self._workers() or None))
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = subprocess.run(

@@ -42,13 +42,14 @@ def server_command(home: LabHome) -> list[str]:
 
 def render_configuration(home: LabHome, port: int, password: str) -> str:
     """Return Valkey's configuration: loopback, a password, and messages that survive a restart."""
+    folder = str(data_folder(home)).replace("\\", "\\\\").replace('"', '\\"')
     lines = [
         "bind 127.0.0.1",
         f"port {port}",
         "protected-mode yes",
         f"requirepass {password}",
         "daemonize no",
-        f'dir "{data_folder(home)}"',
+        f'dir "{folder}"',
         # Messages that wait in the broker are still there after a restart.
         "appendonly yes",
         "appendfsync everysec",

@@ -234,6 +234,14 @@ def test_redis_keeps_messages_on_loopback_behind_a_password(home):
     assert str(valkey.configuration_file(home)) in programs(state)["redis"].command
 
 
+@pytest.mark.parametrize(
+    ("name", "written"), [('a"b', 'a\\"b'), ("a\\names", "a\\\\names"), ("with space", "with space"), ("größe", "größe")]
+)
+def test_a_folder_of_any_name_is_quoted_for_redis(tmp_path, name, written):
+    home = LabHome(tmp_path / name, tmp_path / name)
+    assert f'dir "{tmp_path}/{written}/databases/valkey"' in valkey.render_configuration(home, 7001, "x").splitlines()
+
+
 def test_rabbitmq_listens_on_loopback_alone_and_has_no_guest(home, rabbitmq_server):
     state = desired(home, broker="rabbitmq")
     files = files_of(home, state)

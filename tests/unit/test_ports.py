@@ -127,6 +127,23 @@ def test_a_service_that_runs_keeps_the_port_it_listens_on(home, monkeypatch, ser
             assert choose_ports(home, services_of(program), [program]) == before
 
 
+def test_the_other_broker_takes_over_the_port_of_the_one_that_is_stopped_for_it(home, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("LAB_BROKER_PORT", str(port))
+    choose_ports(home, REDIS, ())
+    with socket.create_server(("127.0.0.1", port)):
+        assert choose_ports(home, RABBITMQ, ["redis"])["rabbitmq"] == port
+
+
+def test_one_port_for_two_services_is_refused_with_both(home, monkeypatch):
+    port = str(free_port())
+    monkeypatch.setenv("LAB_BROKER_PORT", port)
+    monkeypatch.setenv("LAB_FLOWER_PORT", port)
+    with pytest.raises(ProvisionError, match=f"Port {port} for flower is taken by redis") as refused:
+        choose_ports(home, REDIS, ())
+    assert "LAB_FLOWER_PORT" in refused.value.hint
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
 def test_a_damaged_file_of_ports_is_written_anew(home, content):
     (home.state / "ports.json").write_text(content)

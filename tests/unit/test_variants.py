@@ -160,6 +160,12 @@ def test_two_workers_of_one_name_cannot_be_wanted():
         wanted("celery", workers=[Worker("worker-1"), Worker("worker-1", 4)])
 
 
+@pytest.mark.parametrize("name", [*variant_named("celery").services, *BROKERS, "supervisord", "migrate"])
+def test_a_worker_cannot_have_the_name_of_a_service(name):
+    with pytest.raises(UsageError, match=f"A worker cannot be called {name}: that is the name of a service"):
+        wanted("celery", workers=[Worker("worker-1"), Worker(name)])
+
+
 def test_an_unknown_variant_cannot_be_wanted():
     with pytest.raises(UsageError, match="Unknown variant"):
         wanted("mysql", broker="redis")
