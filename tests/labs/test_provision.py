@@ -99,6 +99,8 @@ def test_unknown_names_are_refused_before_anything_happens(target):
     with pytest.raises(UsageError, match=r"did you mean: core\.parallelism"):
         target.install("sqlite", {"core.paralelism": "2"})
     with pytest.raises(UsageError, match="set by the installation itself"):
+        target.install("sqlite", {"core.executor": "SequentialExecutor"})
+    with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor"):
         target.install("sqlite", {"core.executor": "CeleryExecutor"})
 
 

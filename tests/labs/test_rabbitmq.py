@@ -212,7 +212,7 @@ def test_one_broker_takes_the_place_of_the_other_even_on_the_same_port(bench, ta
 def test_a_port_that_is_taken_is_named(target, monkeypatch):
     target.install("celery", broker="rabbitmq")
     monkeypatch.setenv("LAB_BROKER_PORT", target.installed()["api"]["url"].rsplit(":", 1)[1])
-    with pytest.raises(ProvisionError, match=r"Port \d+ for rabbitmq is taken by process") as error:
+    with pytest.raises(ProvisionError, match=r"Port \d+ for rabbitmq is taken by api-server") as error:
         target.install("celery", broker="rabbitmq")
     assert "LAB_BROKER_PORT" in error.value.hint
 
