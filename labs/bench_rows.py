@@ -35,6 +35,9 @@ AIMS: Mapping[str, Aim | None] = {
     "makespan": Aim(0.9, at_least=True, of_ours=True),
     "cpu": None,
     "observing": Aim(3.0, of_ours=True),
+    "celery-hop": None,
+    "celery-throughput": Aim(2.0, at_least=True),
+    "celery-cpu": None,
 }
 
 

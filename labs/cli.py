@@ -167,7 +167,7 @@ def bench(
     experiments: Annotated[list[str] | None, typer.Argument(help="Which comparisons to make; all of them by default.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare our postgres variant with Airflow as shipped, side by side; prints ratios (takes about 25 minutes)."""
+    """Compare our variants with Airflow as shipped, side by side; prints ratios (takes about 35 minutes)."""
     from labs import bench as benchmark
     from labs import bench_rows
     from labs.watch import Watch

@@ -1,4 +1,4 @@
-"""Airflow as it is shipped, for comparison: `airflow standalone` with its default settings, on a PostgreSQL of its own."""
+"""Airflow as it is shipped, for comparison: its default settings, on a PostgreSQL and a Valkey of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from labs.airflow_api import AirflowApi, ApiError
@@ -15,19 +16,48 @@ from labs.services import Report
 from labs.waiting import wait_for
 from provision import airflow, environments, secret_store
 from provision.home import REPOSITORY, LabHome, write_private
-from provision.local import postgres
+from provision.local import postgres, valkey
+from provision.local.converge import migrate_database
 from provision.local.ports import free_port
 from provision.local.supervisor import Program, Supervisor, log_path
 from provision.pins import airflow_version
 from provision.target import open_target
 
-PROGRAM = "standalone"
 USER = "admin"
 PARTS = ("scheduler", "dag_processor", "triggerer")
 
 
+@dataclass(frozen=True)
+class Shipped:
+    """One way in which Airflow is shipped: the `airflow` commands that run, by program name, and the settings it comes with."""
+
+    name: str
+    commands: Mapping[str, tuple[str, ...]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    broker: bool = False
+
+
+# It migrates the database by itself, and ends its parts on Ctrl-C only.
+STANDALONE = Shipped("airflow standalone", {"standalone": ("standalone",)})
+# The services and settings of the docker-compose.yaml in Airflow's documentation ("Running Airflow in Docker"): one
+# worker with the default worker_concurrency of 16. It runs here without containers, and without the log servers, which
+# listen on every interface.
+COMPOSE = Shipped(
+    "the official Celery deployment",
+    {
+        "api-server": ("api-server",),
+        "scheduler": ("scheduler",),
+        "dag-processor": ("dag-processor",),
+        "triggerer": ("triggerer", "--skip-serve-logs"),
+        "worker": ("celery", "worker", "--skip-serve-logs"),
+    },
+    {"core.executor": "CeleryExecutor"},
+    broker=True,
+)
+
+
 def stock_environment(airflow_home: Path, binaries: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of `airflow standalone`: nothing but what keeps it on loopback, on free ports and without examples."""
+    """Return the environment of a stock Airflow: nothing but what keeps it on loopback, on free ports and without examples."""
     port = free_port()
     chosen = {
         "core.load_examples": "False",
@@ -45,7 +75,7 @@ def stock_environment(airflow_home: Path, binaries: Path, settings: Mapping[str,
 
 
 def prepare_files(airflow_home: Path, password: str) -> None:
-    """Put the labs' DAG file, the modules that it needs and the generated password where standalone looks for them."""
+    """Put the labs' DAG file, the modules that it needs and the generated password where Airflow looks for them."""
     (airflow_home / "dags" / "specs").mkdir(parents=True, exist_ok=True)
     (airflow_home / "config").mkdir(exist_ok=True)
     for file in ("config/dag_spec.py", "config/dag_builder.py", "dags/probes.py"):
@@ -82,7 +112,7 @@ def wait_until_ready(api: AirflowApi, timeout_s: float = 240) -> None:
         except ApiError:
             return False
 
-    wait_for(ready, timeout_s, "The start of airflow standalone", every_s=0.2, hint="read its log, named above")
+    wait_for(ready, timeout_s, "The start of the stock Airflow", every_s=0.2, hint="read its logs, named above")
 
 
 def run_smoke(api: AirflowApi) -> None:
@@ -94,59 +124,76 @@ def run_smoke(api: AirflowApi) -> None:
 class StockAirflow:
     """A throw-away installation of Airflow as shipped; it shares the Airflow environment with the labs' own."""
 
-    def __init__(self, home: LabHome) -> None:
+    def __init__(self, home: LabHome, shipped: Shipped = STANDALONE) -> None:
         self.home = home
-        self.installation: Installation | None = None
+        self.shipped = shipped
 
     def start(self, settings: Mapping[str, str], report: Report) -> Installation:
         """Start it, or start it again with other settings on top of Airflow's defaults; return it when it is healthy."""
         self.home.prepare()
         secrets = secret_store.load_or_create(self.home)
         supervisor = Supervisor(self.home, secrets["supervisor_password"])
-        port = self._database_port()
-        self._configure(supervisor, port)
-        supervisor.stop([PROGRAM])
-        self._start_database(supervisor, port, secrets["database_password"])
-        database = {"database.sql_alchemy_conn": postgres.url(port, secrets["database_password"])}
-        binaries = environments.environment_path(self.home) / "bin"
-        environment = stock_environment(self.home.airflow_home, binaries, {**database, **settings})
+        self._configure(supervisor, secrets)
+        supervisor.stop([*self.shipped.commands])
+        self._start_stores(supervisor, secrets["database_password"])
+        environment = stock_environment(self.home.airflow_home, self._binaries, {**self.addresses(secrets), **settings})
         prepare_files(self.home.airflow_home, secrets["api_password"])
         write_private(self.home.environment_file, airflow.render_environment_file(environment))
-        report(f"starting airflow standalone (its log: {log_path(self.home, PROGRAM)})")
-        supervisor.start([PROGRAM])
+        if self.shipped is not STANDALONE:
+            report("migrating the database")
+            migrate_database(self._binaries / "airflow", environment, log_path(self.home, "migrate"))
+        report(f"starting {self.shipped.name} (its logs: {log_path(self.home, '*')})")
+        supervisor.start([*self.shipped.commands])
         self._remember(supervisor)
-        self.installation = describe_stock(self.home, environment)
-        wait_until_ready(AirflowApi(self.installation))
-        return self.installation
+        installation = describe_stock(self.home, environment)
+        wait_until_ready(AirflowApi(installation))
+        return installation
 
     def destroy(self) -> None:
         """Stop it and remove everything it made."""
         open_target("local", self.home).destroy()
 
-    def _database_port(self) -> int:
-        file = self.home.state / "stock-postgres-port"
+    def addresses(self, secrets: Mapping[str, str]) -> dict[str, str]:
+        """Return the settings that the deployment is made of: where its database and broker are, and its executor."""
+        database = postgres.url(self._port("postgres"), secrets["database_password"])
+        addresses = {"database.sql_alchemy_conn": database, **self.shipped.settings}
+        if self.shipped.broker:
+            addresses["celery.broker_url"] = valkey.url(self._port("redis"), secrets["broker_password"])
+            addresses["celery.result_backend"] = f"db+{database}"
+        return addresses
+
+    @property
+    def _binaries(self) -> Path:
+        return environments.environment_path(self.home) / "bin"
+
+    def _port(self, program: str) -> int:
+        file = self.home.state / f"stock-{program}-port"
         if not file.exists():
             write_private(file, str(free_port()))
         return int(file.read_text())
 
-    def _configure(self, supervisor: Supervisor, port: int) -> None:
-        binary = str(environments.environment_path(self.home) / "bin" / "airflow")
-        supervisor.configure(
-            [
-                # It ends its parts on Ctrl-C only.
-                Program(PROGRAM, (binary, PROGRAM), self.home.environment_file, stop_signal="INT"),
-                Program("postgres", tuple(postgres.server_command(self.home, port)), stop_signal="INT"),
-            ]
-        )
+    def _configure(self, supervisor: Supervisor, secrets: Mapping[str, str]) -> None:
+        stop_signal = "INT" if self.shipped is STANDALONE else "TERM"
+        programs = [
+            Program(name, (str(self._binaries / "airflow"), *arguments), self.home.environment_file, stop_signal)
+            for name, arguments in self.shipped.commands.items()
+        ]
+        programs.append(Program("postgres", tuple(postgres.server_command(self.home, self._port("postgres"))), stop_signal="INT"))
+        if self.shipped.broker:
+            valkey.data_folder(self.home).mkdir(parents=True, exist_ok=True)
+            configuration = valkey.render_configuration(self.home, self._port("redis"), secrets["broker_password"])
+            write_private(valkey.configuration_file(self.home), configuration)
+            programs.append(Program("redis", tuple(valkey.server_command(self.home))))
+        supervisor.configure(programs)
         supervisor.ensure_up()
         supervisor.reload()
 
-    def _start_database(self, supervisor: Supervisor, port: int, password: str) -> None:
+    def _start_stores(self, supervisor: Supervisor, password: str) -> None:
         if not postgres.is_initialised(self.home):
             postgres.initialise(self.home, password)
-        supervisor.start(["postgres"])
-        postgres.wait_until_ready(port, log_path(self.home, "postgres"))
-        postgres.ensure_database(port, password)
+        supervisor.start(["postgres", "redis"] if self.shipped.broker else ["postgres"])
+        postgres.wait_until_ready(self._port("postgres"), log_path(self.home, "postgres"))
+        postgres.ensure_database(self._port("postgres"), password)
 
     def _remember(self, supervisor: Supervisor) -> None:
         # Watchers name a service that died by this file.

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from provision.errors import ProvisionError
@@ -152,16 +153,7 @@ class Converge:
         report(f"creating Airflow's tables in {desired.variant.database}")
         if desired.variant.database == "sqlite":
             sqlite_file(self.home).parent.mkdir(parents=True, exist_ok=True)
-        log = log_path(self.home, "migrate")
-        with log.open("w") as output:
-            environment = {**clean_environment(), **desired.environment}
-            command = [str(desired.placement.airflow_binary), "db", "migrate"]
-            done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise ProvisionError(
-                f"airflow db migrate failed (exit code {done.returncode}). The end of its log ({log}):\n{postgres.last_lines(log)}",
-                "fab destroy, then fab install VARIANT",
-            )
+        migrate_database(desired.placement.airflow_binary, desired.environment, log_path(self.home, "migrate"))
         self._migration_marker().write_text(airflow_version())
 
     def _start(self, report: Report) -> None:
@@ -205,6 +197,23 @@ class Converge:
         pids = {s.name: s.pid for s in self.supervisor.states().values() if s.pid and s.name not in but}
         known = {name: [pids[name], digest] for name, digest in self.desired.digests.items() if name in pids}
         write_private(self.home.state / "services.json", json.dumps(known, sort_keys=True) + "\n")
+
+
+def migrate_database(airflow_binary: Path, environment: Mapping[str, str], log: Path) -> None:
+    """Make Airflow's tables, or bring them to this version; raises ProvisionError with the end of the log if that fails."""
+    with log.open("w") as output:
+        done = subprocess.run(
+            [str(airflow_binary), "db", "migrate"],
+            env={**clean_environment(), **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    if done.returncode:
+        raise ProvisionError(
+            f"airflow db migrate failed (exit code {done.returncode}). The end of its log ({log}):\n{postgres.last_lines(log)}",
+            "fab destroy, then fab install VARIANT",
+        )
 
 
 def clean_environment() -> dict[str, str]:

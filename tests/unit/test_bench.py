@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
-from labs.bench import EXPERIMENTS, Work, chosen_experiments
+from labs.bench import EXPERIMENTS, chosen_experiments
+from labs.bench_arms import Work
 from labs.bench_rows import AIMS, Aim, BenchRow, as_dict, overhead_row, overheads, render
 from labs.errors import UsageError
 from labs.first_run import NOT_CHECKED_OUT
-from labs.stock import describe_stock, stock_environment
+from labs.stock import COMPOSE, StockAirflow, describe_stock, stock_environment
 from labs.timeline import Attempt
-from provision.home import lab_home
+from provision.home import LabHome, lab_home
 
 HOP = BenchRow("hop", "end of a task to start of the next", "s", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
@@ -63,6 +65,8 @@ def test_an_aim_includes_its_bound(aim: Aim, value: float, reached: bool):
         (BenchRow("makespan", "m", "", (0.95,), (0.99,)), True),
         (BenchRow("makespan", "m", "", (0.85,), (0.4,)), False),
         (BenchRow("cpu", "c", "s", (0.1,), (0.2,)), None),
+        (BenchRow("celery-throughput", "t", "tasks/s", (20.0,), (10.0,)), True),
+        (BenchRow("celery-throughput", "t", "tasks/s", (19.0,), (10.0,)), False),
         (BenchRow("observing", "o", "%", (-1.0, 2.0, 9.0)), True),
         (BenchRow("observing", "o", "%", (3.5,)), False),
     ],
@@ -115,6 +119,8 @@ def test_the_json_form_keeps_the_raw_samples():
 def test_only_names_the_experiments_to_run_in_their_own_order():
     assert chosen_experiments(None) == EXPERIMENTS == tuple(AIMS)
     assert chosen_experiments(["cpu", "hop"]) == ("hop", "cpu")
+    assert chosen_experiments(["celery"]) == ("celery-hop", "celery-throughput", "celery-cpu")
+    assert chosen_experiments(["celery", "celery-cpu", "hop"]) == ("hop", "celery-hop", "celery-throughput", "celery-cpu")
 
 
 def test_an_unknown_experiment_is_refused_with_the_names_there_are():
@@ -143,6 +149,19 @@ def test_stock_is_given_no_setting_that_could_make_it_faster_or_slower(tmp_path)
     }
     assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert environment["PATH"].startswith(f"{tmp_path}/bin:")
+
+
+def test_the_stock_celery_deployment_is_told_its_executor_and_addresses_only(tmp_path):
+    home = LabHome(tmp_path, tmp_path)
+    home.prepare()
+    secrets = {"database_password": "d-word", "broker_password": "b-word"}
+    addresses = StockAirflow(home, COMPOSE).addresses(secrets)
+    assert set(addresses) == {"core.executor", "database.sql_alchemy_conn", "celery.broker_url", "celery.result_backend"}
+    assert addresses["core.executor"] == "CeleryExecutor"
+    assert re.fullmatch(r"redis://:b-word@127\.0\.0\.1:\d+/0", addresses["celery.broker_url"])
+    assert addresses["celery.result_backend"] == "db+" + addresses["database.sql_alchemy_conn"]
+    assert StockAirflow(home, COMPOSE).addresses(secrets) == addresses
+    assert COMPOSE.commands["worker"] == ("celery", "worker", "--skip-serve-logs")
 
 
 def test_stock_looks_to_the_labs_like_any_installation(tmp_path):
