@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 
 from labs import first_run, timeline
 from labs.airflow_api import AirflowApi
 from labs.bench_arms import ROUNDS, Arm, idle_rate, in_turn, run_work
-from labs.bench_rows import AIMS, BenchRow, overhead_row, overheads
+from labs.bench_rows import AIMS, BenchRow, overhead_row, overheads, throughput_note
 from labs.errors import UsageError
 from labs.installation import Installation
 from labs.services import Report
@@ -140,8 +142,10 @@ def _throughput(arms: tuple[Arm, Arm], report: Report, prefix: str) -> list[Benc
     works = in_turn(arms, MAPPED, report)
     rates = [tuple(work.tasks_per_s for work in done) for done in works]
     costs = [tuple((work.cpu_s - rate * work.wall_s) / len(work.attempts) for work in done) for done, rate in zip(works, idle, strict=True)]
+    busy = [median(work.cpu_s / work.wall_s for work in done) for done in works]
+    row = BenchRow(f"{prefix}throughput", f"{MAPPED['tasks']} mapped no-op tasks", "tasks/s", *rates)
     return [
-        BenchRow(f"{prefix}throughput", f"{MAPPED['tasks']} mapped no-op tasks", "tasks/s", *rates),
+        replace(row, note=throughput_note(row, (busy[0], busy[1]), median(costs[0]), os.cpu_count() or 1)),
         BenchRow(f"{prefix}cpu", "CPU time per no-op task, idle time deducted", "s", *costs),
     ]
 

@@ -98,6 +98,18 @@ def overhead_row(key: str, title: str, samples: tuple[float, ...]) -> BenchRow:
     return BenchRow(key, title, "%", samples, unclear=unclear, note=note)
 
 
+def throughput_note(row: BenchRow, busy: tuple[float, float], cost_s: float, cores: int) -> str:
+    """Return how many cores each side kept busy, and, where it is so, that this machine has too few for the aim.
+
+    `cost_s` is the CPU time of one of our tasks, in seconds: `cores` of them in a second are the most there can be.
+    """
+    words = f"{busy[0]:.1f} and {busy[1]:.1f} of {cores} cores busy"
+    most = cores / cost_s if cost_s > 0 else inf
+    if row.aim and row.stock_value and not row.aim.reached(most / row.stock_value):
+        words += f"; this machine is the limit: {cost_s:.3f} s of CPU a task allow {most:.1f} tasks/s"
+    return words
+
+
 def as_dict(rows: Sequence[BenchRow]) -> dict[str, Any]:
     """Return the bench as a JSON object: every row with raw samples, values, ratio, aim and `reached`."""
     return {

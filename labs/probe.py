@@ -108,6 +108,7 @@ class Probe:
         temporary = self._file.with_suffix(".new")
         temporary.write_text(json.dumps(self.spec.document(self.dag_id, self.gate), indent=1, sort_keys=True) + "\n")
         temporary.replace(self._file)
+        before = self._import_errors()
         self._parse()
         asked = time.monotonic()
 
@@ -117,13 +118,15 @@ class Probe:
             if time.monotonic() - asked > 5:
                 self._parse()
                 asked = time.monotonic()
+                if new := [text for key, text in self._import_errors().items() if key not in before]:
+                    raise LabError("\n".join([f"Airflow cannot load DAG {self.dag_id}.", *new]), "correct the spec, and run it again")
             return self._api.dag(self.dag_id) is not None
 
-        try:
-            wait_for(known, 90, f"Parsing DAG {self.dag_id}", every_s=0.1, hint="fab logs dag-processor")
-        except LabError as error:
-            problems = [e["stack_trace"].strip().splitlines()[-1] for e in self._api.import_errors()]
-            raise LabError("\n".join([error.message, *problems]), error.hint) from error
+        wait_for(known, 90, f"Parsing DAG {self.dag_id}", every_s=0.1, hint="fab logs dag-processor")
+
+    def _import_errors(self) -> dict[tuple[int, str], str]:
+        # An error that is found again keeps its id and gets a new time.
+        return {(e["import_error_id"], e["timestamp"]): e["stack_trace"].strip().splitlines()[-1] for e in self._api.import_errors()}
 
     def _parse(self) -> None:
         smoke = self._api.dag(SMOKE_DAG)

@@ -89,20 +89,21 @@ def variable_name(setting: str) -> str:
     return f"AIRFLOW__{section}__{key}"
 
 
-def check_changes(changes: Mapping[str, str], database: str = "") -> None:
-    """Raise UsageError for a change that would be ignored: a malformed name, or one that the installation owns.
-
-    `database` is the kind that the variant has; asking for an executor that cannot use it is told as that.
-    """
+def check_changes(changes: Mapping[str, str], variant: Variant) -> None:
+    """Raise UsageError for a change that would be ignored: a malformed name, or one that the installation or `variant` decides."""
     owned = set(_owned_settings(_EXAMPLE_PLACEMENT, {}))
     for setting in changes:
         variable_name(setting)
         if setting in _SAID_BY_WORKER:
             raise UsageError(f"{setting} is a matter of each worker.", "fab workers --resize worker-1=4, or a range: worker-1=1-4")
         if setting == "core.executor":
-            check_pairing(changes[setting], database)
+            check_pairing(changes[setting], variant.database)
         if setting in owned or setting == "core.executor":
             raise UsageError(f"{setting} is set by the installation itself.", "choose another variant, or leave it out")
+        if setting.startswith("celery") and not variant.uses_celery:
+            raise UsageError(
+                f"{setting} would have no effect: the variant {variant.name} has no Celery.", "fab install celery, or leave it out"
+            )
 
 
 def render_environment(variant: Variant, placement: Placement, secrets: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:

@@ -47,7 +47,7 @@ class Converge:
                 changes.append(Change("start", program.name, "not running"))
             elif started.get(program.name) != [running[program.name], desired.digests[program.name]]:
                 changes.append(Change("restart", program.name, "its settings changed"))
-            elif program.name in desired.workers and not self._worker_is_current(program.name):
+            elif program.name in desired.workers and not self.worker_is_current(program.name):
                 action = "resize" if self._changes_live(program.name) else "restart"
                 changes.append(Change(action, program.name, f"should be {desired.workers[program.name]}"))
         return changes
@@ -70,7 +70,8 @@ class Converge:
     def _stale_files(self) -> list[Path]:
         return [path for path, text in files_of(self.home, self.desired).items() if not path.exists() or path.read_text() != text]
 
-    def _worker_is_current(self, name: str) -> bool:
+    def worker_is_current(self, name: str) -> bool:
+        """Return whether the worker called `name` was last given the size that it should have."""
         file = worker_file(self.home, name)
         return file.exists() and file.read_text() == render_worker_file(self.desired.workers[name])
 

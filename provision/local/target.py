@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -68,7 +69,7 @@ class LocalTarget:
         again finishes an interrupted install.
         """
         asked = wanted(variant, changes, broker, workers)
-        airflow.check_changes(asked.changes, asked.variant.database)
+        airflow.check_changes(asked.changes, asked.variant)
         with exclusive(self.home, f"fab install {variant}"):
             require_room(self.home.root, ROOM_TO_RUN_MIB)
             if not environments.is_complete(environments.environment_path(self.home)):
@@ -275,10 +276,19 @@ class LocalTarget:
                 started = [name for name, pid in self._running().items() if before.get(name) != pid]
                 converge.supervisor.stop(started, patience_s=QUICK_STOP_S)
                 converge.remember()
+                if scaling:
+                    self._write_installation(self._desired(replace(desired.wanted, workers=self._workers_after(converge))))
             else:
                 self._stop(report)
             raise
         return todo
+
+    def _workers_after(self, converge: Converge) -> tuple[Worker, ...]:
+        """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""
+        changed = {name: worker for name, worker in converge.desired.workers.items() if converge.worker_is_current(name)}
+        known = {worker.name: worker for worker in self._workers()} | changed
+        running = self._running()
+        return tuple(worker for name, worker in known.items() if name in running)
 
     def _stop(self, report: Report) -> int:
         count = len(owned_processes(self.home))

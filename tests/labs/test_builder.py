@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labs import timeline
+from labs.errors import LabError
 from labs.probe import SMOKE_DAG
 from labs.waiting import wait_for
 from provision.environments import environment_path
@@ -201,3 +202,10 @@ def test_what_only_airflow_can_find_wrong_is_told_with_its_key_and_its_place(pos
     for begin, said in zip(cases, built(list(cases.values())), strict=True):
         assert isinstance(said, str), begin
         assert said.startswith(begin)
+
+
+def test_delivering_a_probe_that_airflow_cannot_load_says_why_and_does_not_wait_for_it(postgres):
+    with pytest.raises(LabError, match=r"cannot load DAG probe_lost_\w+\.\n.*airflow\.providers\.nothing") as refused:
+        postgres.run({"name": "lost", "operator": "airflow.providers.nothing.Operator"})
+    assert "correct the spec" in refused.value.hint
+    assert timeline.states(postgres.run({"tasks": 2, "kind": "noop"}).attempts) == {"success": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_what_is_not_section_dot_key_is_refused_with_an_example(setting):
 def test_a_setting_in_another_spelling_is_refused(setting):
     # Airflow would obey it, while predictions and checks go by the proper spelling.
     with pytest.raises(UsageError, match="is not a setting"):
-        check_changes({setting: "4"})
+        check_changes({setting: "4"}, VARIANTS["celery"])
 
 
 @pytest.mark.parametrize(
@@ -108,32 +109,42 @@ def test_a_setting_in_another_spelling_is_refused(setting):
 )
 def test_what_the_installation_owns_cannot_be_changed(setting):
     with pytest.raises(UsageError, match="is set by the installation itself"):
-        check_changes({"core.parallelism": "4", setting: "x"})
+        check_changes({"core.parallelism": "4", setting: "x"}, VARIANTS["celery"])
 
 
 def test_other_settings_may_be_changed():
-    check_changes({"core.parallelism": "4", "scheduler.max_tis_per_query": "2", "celery.worker_prefetch_multiplier": "3"})
-    check_changes({}, "sqlite")
+    changes = {"core.parallelism": "4", "scheduler.max_tis_per_query": "2", "celery.worker_prefetch_multiplier": "3"}
+    check_changes(changes, VARIANTS["celery"])
+    check_changes({}, VARIANTS["sqlite"])
+
+
+@pytest.mark.parametrize("setting", ["celery.worker_prefetch_multiplier", "celery_broker_transport_options.visibility_timeout"])
+def test_a_setting_of_celery_is_refused_where_there_is_none(setting):
+    with pytest.raises(UsageError, match=rf"{re.escape(setting)} would have no effect: the variant postgres") as refused:
+        check_changes({setting: "4"}, VARIANTS["postgres"])
+    assert "fab install celery" in refused.value.hint
 
 
 @pytest.mark.parametrize("setting", ["celery.worker_concurrency", "celery.worker_autoscale"])
 def test_what_is_said_for_each_worker_is_refused_as_a_setting_with_the_command_for_it(setting):
     with pytest.raises(UsageError, match=f"{setting} is a matter of each worker") as refused:
-        check_changes({setting: "4"}, "postgres")
+        check_changes({setting: "4"}, VARIANTS["postgres"])
     assert "fab workers --resize worker-1=4" in refused.value.hint
 
 
 @pytest.mark.parametrize("executor", ["CeleryExecutor", "LocalExecutor,CeleryExecutor"])
 def test_asking_for_celery_on_sqlite_is_refused_with_the_reason(executor):
     with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor") as refused:
-        check_changes({"core.executor": executor}, "sqlite")
+        check_changes({"core.executor": executor}, VARIANTS["sqlite"])
     assert "fab install celery" in refused.value.hint
 
 
-@pytest.mark.parametrize(("executor", "database"), [("CeleryExecutor", "postgres"), ("LocalExecutor", "sqlite"), ("CeleryExecutor", "")])
-def test_another_executor_is_a_matter_of_another_variant(executor, database):
+@pytest.mark.parametrize(
+    ("executor", "variant"), [("CeleryExecutor", "postgres"), ("LocalExecutor", "sqlite"), ("LocalExecutor", "celery")]
+)
+def test_another_executor_is_a_matter_of_another_variant(executor, variant):
     with pytest.raises(UsageError, match=r"core\.executor is set by the installation itself") as refused:
-        check_changes({"core.executor": executor}, database)
+        check_changes({"core.executor": executor}, VARIANTS[variant])
     assert "another variant" in refused.value.hint
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from labs.bench import EXPERIMENTS, chosen_experiments
 from labs.bench_arms import Work
-from labs.bench_rows import AIMS, Aim, BenchRow, as_dict, overhead_row, overheads, render
+from labs.bench_rows import AIMS, Aim, BenchRow, as_dict, overhead_row, overheads, render, throughput_note
 from labs.errors import UsageError
 from labs.first_run import NOT_CHECKED_OUT
 from labs.stock import COMPOSE, StockAirflow, describe_stock, stock_environment
@@ -174,3 +174,12 @@ def test_stock_looks_to_the_labs_like_any_installation(tmp_path):
 
 def test_a_fresh_checkout_holds_nothing_that_was_made_in_it():
     assert {".git", ".lab", "runs"} <= set(NOT_CHECKED_OUT)
+
+
+def test_a_throughput_says_how_busy_the_cores_were_and_whether_they_are_too_few_for_the_aim():
+    row = BenchRow("celery-throughput", "t", "tasks/s", (13.0,), (9.0,))
+    assert throughput_note(row, (1.94, 1.36), 0.131, 2) == (
+        "1.9 and 1.4 of 2 cores busy; this machine is the limit: 0.131 s of CPU a task allow 15.3 tasks/s"
+    )
+    assert throughput_note(row, (1.94, 1.36), 0.131, 8) == "1.9 and 1.4 of 8 cores busy"
+    assert throughput_note(BenchRow("throughput", "t", "tasks/s", (13.0,), (9.0,)), (2.0, 2.0), 0.131, 2) == "2.0 and 2.0 of 2 cores busy"

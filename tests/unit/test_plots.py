@@ -16,6 +16,8 @@ ATTEMPTS = [
     Attempt("work_002", 3, "r", 1, "running", 100.0, 101.0, 102.0, None, host="node2"),
     Attempt("work_003", -1, "r", 0, "scheduled", 100.0, None, None, None),
 ]
+# What the broker was seen to hold: (epoch seconds, messages by queue).
+READINGS = [(100.0, {"default": 4}), (100.5, {"default": 2, "heavy": 1}), (101.0, {})]
 
 
 def every_plot() -> dict:
@@ -24,12 +26,13 @@ def every_plot() -> dict:
         "timeline": plots.timeline_plot(ATTEMPTS, "Who waited"),
         "timeline by host": plots.timeline_plot(ATTEMPTS, "Who waited", colour_by="host"),
         "running": plots.running_plot({"narrow": ATTEMPTS, "wide": ATTEMPTS[:2]}, "How many ran", {"pool narrow": 3}),
+        "depth": plots.depth_plot(READINGS, ATTEMPTS, "Where tasks waited"),
         "speed-up": plots.speedup_plot([1, 2, 4], {"cpu": [8.0, 4.0, 4.0], "sleep": [8.0, 4.0, 2.0]}, 2, "What workers gain"),
         "bars": plots.bars_plot({"sqlite": 1.5, "postgres": 0.5}, "How long", "seconds per task"),
     }
 
 
-KINDS = ["timeline", "timeline by host", "running", "speed-up", "bars"]
+KINDS = ["timeline", "timeline by host", "running", "depth", "speed-up", "bars"]
 UNITS = ("seconds", "(parallelism)", "(times)", "task instance")
 
 
@@ -126,3 +129,23 @@ def test_instantaneous_tasks_do_not_pull_the_count_below_zero():
     instant = [replace(ATTEMPTS[0], start=101.0, end=101.0)]
     line = plots.running_plot({"noop": instant}, "Instant").axes[0].lines
     assert all(count >= 0 for drawn in line for count in drawn.get_ydata())
+
+
+def test_the_depth_of_every_queue_is_drawn_and_what_was_not_read_is_nothing():
+    (axes,) = plots.depth_plot(READINGS, [], "Where tasks waited").axes
+    lines = {line.get_label(): [*zip(*line.get_data(), strict=True)] for line in axes.get_lines()}
+    assert lines == {
+        "waiting in queue default": [(0.0, 4), (0.5, 2), (1.0, 0)],
+        "waiting in queue heavy": [(0.0, 0), (0.5, 1), (1.0, 0)],
+    }
+
+
+def test_what_ran_is_drawn_in_the_time_of_the_readings():
+    (axes,) = plots.depth_plot(READINGS, ATTEMPTS, "Where tasks waited").axes
+    (running,) = [line for line in axes.get_lines() if line.get_label() == "running on workers"]
+    assert [*zip(*running.get_data(), strict=True)] == [(1.0, 1), (1.5, 2), (2.0, 3), (3.0, 2), (4.0, 1)]
+
+
+def test_a_depth_plot_without_readings_is_empty_and_no_error():
+    (axes,) = plots.depth_plot([], [], "Nothing").axes
+    assert not axes.get_lines()

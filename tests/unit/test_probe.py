@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from labs.checks import Plateau
-from labs.probe import PAUSES_TO_HOLD, SHORTEST_HOLD_S, PlateauWatcher, describe
+from labs.errors import LabError
+from labs.installation import Installation
+from labs.probe import PAUSES_TO_HOLD, SHORTEST_HOLD_S, PlateauWatcher, describe, require_served
 from labs.spec import parse
 
 
@@ -82,3 +84,30 @@ def test_the_watcher_knows_how_long_it_has_watched():
 )
 def test_a_probe_is_described_by_what_differs_from_the_defaults(written, shown):
     assert describe(parse(written)) == shown
+
+
+def installed(*workers: dict, broker: bool = True) -> Installation:
+    """Return an installation with these Celery workers."""
+    return Installation({"broker": {"kind": "redis"} if broker else None, "workers": list(workers)})
+
+
+def test_a_probe_on_a_queue_that_nobody_serves_is_refused_with_the_queues_there_are_and_the_command():
+    here = installed({"name": "w", "concurrency": 1, "queues": ["default", "heavy"]})
+    with pytest.raises(LabError, match="No worker serves queue 'light', so the tasks of group 'small'") as refused:
+        require_served(parse({"groups": [{"name": "small", "queue": "light"}]}), here)
+    assert "default, heavy" in refused.value.hint
+    assert "fab workers --add light-1=1@light" in refused.value.hint
+
+
+def test_a_probe_that_names_no_queue_needs_a_worker_on_the_default_one():
+    with pytest.raises(LabError, match="No worker serves queue 'default'"):
+        require_served(parse({"tasks": 2}), installed({"name": "w", "concurrency": 1, "queues": ["heavy"]}))
+    with pytest.raises(LabError, match="No worker serves queue 'default'") as refused:
+        require_served(parse({"tasks": 2}), installed())
+    assert "there are no workers" in refused.value.hint
+
+
+def test_a_probe_may_run_where_its_queues_are_served_and_where_there_are_none():
+    served = installed({"name": "a", "concurrency": 1, "queues": ["default"]}, {"name": "b", "concurrency": 1, "queues": ["heavy"]})
+    require_served(parse({"groups": [{"name": "x"}, {"name": "y", "queue": "heavy"}]}), served)
+    require_served(parse({"groups": [{"name": "y", "queue": "heavy"}]}), installed(broker=False))

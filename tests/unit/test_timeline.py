@@ -15,6 +15,7 @@ from labs.timeline import (
     peak,
     per_host,
     quantile,
+    running_on,
     start_order,
     states,
     steps,
@@ -191,3 +192,16 @@ def test_a_row_of_a_task_that_has_not_begun_has_no_times():
 @pytest.mark.parametrize("priority", [0, -3])
 def test_a_priority_of_zero_or_less_stays_what_it_is(priority):
     assert attempt_from_api({**ROW, "priority_weight": priority}).priority == priority
+
+
+def test_only_what_runs_now_counts_as_running_on_a_host():
+    attempts = [
+        ran(0, None, state="running", host="worker-2"),
+        ran(0, None, state="running", host="worker-1"),
+        ran(1, None, state="running", host="worker-2"),
+        ran(0, 1, state="success", host="worker-1"),
+        ran(None, None, state="queued", host=""),
+    ]
+    assert running_on(attempts) == {"worker-1": 1, "worker-2": 2}
+    assert list(running_on(attempts)) == ["worker-1", "worker-2"]
+    assert running_on([]) == {}

@@ -59,7 +59,7 @@ def test_every_variant_sets_what_predictions_need(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_setting_of_the_table_is_a_text_that_people_could_change_too(name):
     settings = {**COMMON, **variant_named(name).settings}
-    check_changes(settings, variant_named(name).database)
+    check_changes(settings, variant_named(name))
     assert all(isinstance(value, str) for value in settings.values())
     assert len({variable_name(setting) for setting in settings}) == len(settings)
 
