@@ -93,11 +93,6 @@ class Fleet:
                 self._tell(worker, "cancel_consumer", queue)
         self._wait_for(worker)
 
-    def purge(self, queues: Iterable[str]) -> int:
-        """Throw away the messages that wait in these queues; return how many there were."""
-        with self._connection() as connection:
-            return sum(_count(connection, lambda channel, queue=queue: channel.queue_purge(queue) or 0) for queue in queues)
-
     def memory(self) -> tuple[int, int] | None:
         """Return the bytes that a Redis broker uses and may use; None for another broker."""
         with self._connection() as connection:

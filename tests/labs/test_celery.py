@@ -11,6 +11,7 @@ from labs.errors import LabError
 from labs.installation import read_installation
 from labs.matrix import draw_cells
 from labs.notebook import Bench, Lab
+from provision import fleet
 from provision.errors import ProvisionError, UsageError
 from provision.local import health
 from provision.workers import Worker
@@ -79,6 +80,24 @@ def test_workers_join_grow_and_leave_while_tasks_hold(celery, target):
     assert timeline.states(attempts) == {"success": 12}
     assert {a.try_number for a in attempts} == {1}
     assert set(target.workers_seen()) == {"worker-1", "worker-2", "worker-3"}
+
+
+def test_a_change_of_several_workers_that_fails_half_way_is_written_down_as_it_is(celery, target, monkeypatch):
+    monkeypatch.setattr(fleet, "RESIZED_S", 8)
+    target.set_workers(TWO)
+    bench = fresh()
+    with bench.probe({"tasks": 4}) as probe:
+        probe.deliver()
+        probe.trigger()
+        assert probe.hold().running == 4
+        with pytest.raises(ProvisionError, match="2 of the 2 processes of worker-2 run tasks"):
+            target.set_workers([Worker("worker-1", 3), Worker("worker-2", 1)])
+        probe.release()
+        probe.wait()
+    assert [(worker["name"], worker["concurrency"]) for worker in target.installed()["workers"]] == [("worker-1", 3), ("worker-2", 2)]
+    assert fresh().run({"tasks": 7}).plateau.running == 5
+    changes = target.set_workers([Worker("worker-1", 3), Worker("worker-2", 1)])
+    assert [(change.action, change.name) for change in changes] == [("resize", "worker-2")]
 
 
 def test_a_worker_may_scale_by_itself(celery, target):
