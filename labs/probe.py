@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from labs import progress, timeline
+from labs import progress, services, timeline
 from labs.airflow_api import AirflowApi
 from labs.checks import Plateau
 from labs.errors import LabError
@@ -80,7 +80,6 @@ class Probe:
         self.run_ids: list[str] = []
         self.triggered = 0.0
         self.released: float | None = None
-        self._file = installation.spec_folder / f"{self.dag_id}.json"
         self._api = api
         self._watcher = watcher
         # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
@@ -105,9 +104,7 @@ class Probe:
         progress.report(f"delivering {self._words()}")
         if self.spec.holds:
             self._api.set_variable(self.gate, CLOSED)
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(self.spec.document(self.dag_id, self.gate), indent=1, sort_keys=True) + "\n")
-        temporary.replace(self._file)
+        self._watcher.put_spec(self.dag_id, json.dumps(self.spec.document(self.dag_id, self.gate), indent=1, sort_keys=True) + "\n")
         before = self._import_errors()
         self._parse()
         asked = time.monotonic()
@@ -210,7 +207,7 @@ class Probe:
             if self.run_ids:
                 release_dag(self._api, self.dag_id, self.gate if self.spec.holds else None)
         finally:
-            self._file.unlink(missing_ok=True)
+            self._watcher.remove_spec(self.dag_id)
         self._api.delete_dag(self.dag_id)
         if self.spec.holds:
             self._api.delete_variable(self.gate)
@@ -303,13 +300,13 @@ def reset(installation: Installation, api: AirflowApi) -> int:
     """Remove every probe and pool that an interrupted lab left behind; return how many probes there were."""
     ours = re.compile(rf"{PREFIX}.+_[0-9a-f]{{8}}")
     left = {dag["dag_id"] for dag in api.dags(PREFIX) if ours.fullmatch(dag["dag_id"])} | {
-        f.stem for f in installation.spec_folder.glob(f"{PREFIX}*.json")
+        name for name in services.spec_names(installation) if name.startswith(PREFIX)
     }
     for dag_id in sorted(left):
         progress.report(f"removing {dag_id}, left by an interrupted lab")
         if api.dag(dag_id):
             release_dag(api, dag_id, GATE_PREFIX + dag_id)
-        (installation.spec_folder / f"{dag_id}.json").unlink(missing_ok=True)
+        services.remove_spec(installation, dag_id)
         api.delete_dag(dag_id)
     for gate in api.variables(GATE_PREFIX):
         api.delete_variable(gate)

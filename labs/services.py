@@ -82,6 +82,16 @@ def throwaway(target: str, variant: str, changes: Mapping[str, str], name: str, 
         place.destroy()
 
 
+def spec_names(installation: Installation) -> list[str]:
+    """Return the names of the probes whose documents are in the DAG folder, sorted."""
+    return target_of(installation).spec_names()
+
+
+def remove_spec(installation: Installation, name: str) -> None:
+    """Take a probe's document out of the DAG folder; nothing happens if it is not there."""
+    target_of(installation).remove_spec(name)
+
+
 def processes(installation: Installation) -> list[ProcessInfo]:
     """Return every process of an installation."""
     return target_of(installation).processes()
@@ -114,6 +124,14 @@ class Watcher:
         if time.monotonic() - self._last >= WATCH_EVERY_S:
             self._last = time.monotonic()
             self._place.require_alive()
+
+    def put_spec(self, name: str, text: str) -> None:
+        """Put a probe's document into the DAG folder, in one step."""
+        self._place.put_spec(name, text)
+
+    def remove_spec(self, name: str) -> None:
+        """Take a probe's document out of the DAG folder again."""
+        self._place.remove_spec(name)
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""

@@ -98,6 +98,15 @@ class Target(Protocol):
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
 
+    def put_spec(self, name: str, text: str) -> None:
+        """Put a probe's document into the DAG folder, for every process that loads DAGs, in one step."""
+
+    def remove_spec(self, name: str) -> None:
+        """Take a probe's document out of the DAG folder again; nothing happens if it is not there."""
+
+    def spec_names(self) -> list[str]:
+        """Return the names of the probes whose documents are in the DAG folder, sorted."""
+
     def installed(self) -> dict[str, Any] | None:
         """Return the content of the installation file, None unless an install ran to its end."""
 

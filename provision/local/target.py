@@ -101,6 +101,18 @@ class LocalTarget:
             self._write_installation(desired)
             return todo
 
+    def put_spec(self, name: str, text: str) -> None:
+        """Put a probe's document into the DAG folder, in one step."""
+        write_private(self.home.specs / f"{name}.json", text)
+
+    def remove_spec(self, name: str) -> None:
+        """Take a probe's document out of the DAG folder again; nothing happens if it is not there."""
+        (self.home.specs / f"{name}.json").unlink(missing_ok=True)
+
+    def spec_names(self) -> list[str]:
+        """Return the names of the probes whose documents are in the DAG folder, sorted."""
+        return sorted(file.stem for file in self.home.specs.glob("*.json"))
+
     def installed(self) -> dict[str, Any] | None:
         """Return the content of the installation file, None unless an install ran to its end."""
         return read_json(self.home.installation) or None
