@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import IO, Any
 
-from provision.home import LabHome
+import psutil
+import vagrant
+import yaml
+
+from provision import inventory
+from provision.address_range import require_free_range
+from provision.containers import containers_of, remove_containers, remove_network
+from provision.errors import ProvisionError
+from provision.home import REPOSITORY, LabHome, read_json, write_private
+from provision.lock import exclusive
+from provision.providers import choose_provider, require_vagrant
 from provision.topology import Cluster
 
 Report = Callable[[str], None]
-PROVIDERS = ("virtualbox", "libvirt", "docker")
+DOTFILE_VARIABLE = "VAGRANT_DOTFILE_PATH"
+RUNNING = "running"
+_LINES_OF_AN_ERROR = 12
+
+
+def vagrant_folder(home: LabHome) -> Path:
+    """Return where Vagrant keeps the machines' state: where `vagrant` itself would, or in a lab folder of its own."""
+    named = os.environ.get(DOTFILE_VARIABLE)
+    if named:
+        return (REPOSITORY / Path(named).expanduser()).resolve()
+    return REPOSITORY / ".vagrant" if home.root == REPOSITORY / ".lab" else home.root / "vagrant"
 
 
 class Machines:
@@ -17,23 +44,222 @@ class Machines:
 
     def __init__(self, home: LabHome, cluster: Cluster) -> None:
         self.home, self.cluster = home, cluster
+        self.folder = vagrant_folder(home)
+        # What each node was when it was brought up: its id at its provider, its address and its SSH host key.
+        self._record = self.folder / "airflow-labs.json"
+
+    def used_provider(self) -> str | None:
+        """Return the provider that the machines were made with, None while there is none."""
+        return next((path.parent.name for path in sorted(self.folder.glob("machines/*/*/id"))), None)
 
     def provider(self) -> str:
         """Return the provider that the machines use, or the first that this machine could use."""
-        raise NotImplementedError
+        return self.used_provider() or choose_provider(None, None)
+
+    def ids(self) -> dict[str, str]:
+        """Return the id that each machine has at its provider, by node name; only of those that there are."""
+        found = {path.parent.parent.name: path.read_text().strip() for path in self.folder.glob("machines/*/*/id")}
+        return {name: number for name, number in found.items() if number}
 
     def states(self) -> dict[str, str]:
         """Return the state of every node by name, for example `running` or `not created`."""
-        raise NotImplementedError
+        if not self.ids():
+            return {node.name: "not created" for node in self.cluster.nodes}
+        require_vagrant()
+        with self._vagrant("status") as (command, _):
+            seen = {status.name: (status.state or "unknown").replace("_", " ") for status in command.status()}
+        return {node.name: seen.get(node.name, "not created") for node in self.cluster.nodes}
 
     def up(self, provider: str | None = None, report: Report = lambda text: None) -> list[str]:
-        """Make every machine run; return the names of those that had to be started (none, if all ran)."""
-        raise NotImplementedError
+        """Make every machine run; return the names of those that were brought up (none, if all ran).
+
+        Raises ProvisionError before anything is started if it could not work.
+        """
+        with exclusive(self.home, "fab up"):
+            require_vagrant()
+            chosen = choose_provider(provider, self.used_provider())
+            self._require_same_table()
+            states = self.states()
+            to_start = [name for name, state in states.items() if state != RUNNING]
+            if to_start:
+                self._require_room(chosen, to_start, report)
+                own = self._remove_strays(chosen)
+                require_free_range(self.cluster, own, set(states) - set(to_start), docker=chosen == "docker")
+                self._bring_up(chosen, report)
+            return [*to_start, *self._take_over(chosen, to_start, report)]
 
     def destroy(self, report: Report = lambda text: None) -> list[str]:
         """Remove every machine and its disk; return the names of those that there were."""
-        raise NotImplementedError
+        with exclusive(self.home, "fab destroy"):
+            there, used = list(self.ids()), self.used_provider()
+            if there:
+                require_vagrant()
+                with self._vagrant("destroy") as (command, _):
+                    report(f"removing {', '.join(sorted(there))}")
+                    command.destroy()
+            if used == "docker":
+                self._remove_strays("docker")
+                remove_network(IPv4Network(self.cluster.network))
+            for file in (self._record, *inventory.files(self.home)):
+                file.unlink(missing_ok=True)
+            if self.folder == self.home.root / "vagrant":
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return sorted(there)
 
     def ssh_config(self, refresh: bool = False) -> Path:
         """Return the file with which ssh reaches the nodes by name; Vagrant is asked once and when machines change."""
-        raise NotImplementedError
+        if refresh or not inventory.is_current(self.home, self.ids()):
+            if missing := [node.name for node in self.cluster.nodes if node.name not in self.ids()]:
+                raise ProvisionError(f"There is no machine for {', '.join(missing)}.", "fab up")
+            require_vagrant()
+            with self._vagrant("ssh-config") as (command, _):
+                inventory.write_ssh_config(self.home, command.ssh_config(), self.ids())
+        inventory.write_known_hosts(self.home, {name: entry["host_key"] for name, entry in self.recorded().items()})
+        return inventory.ssh_config_path(self.home)
+
+    def recorded(self) -> dict[str, dict[str, str]]:
+        """Return what is known of each finished node: `id`, `address` and `host_key`; only of machines that are still the same."""
+        ids = self.ids()
+        return {
+            name: entry for name, entry in read_json(self._record).items() if isinstance(entry, dict) and entry.get("id") == ids.get(name)
+        }
+
+    def _require_same_table(self) -> None:
+        """Raise ProvisionError if machines were made from another table: Vagrant would not move them."""
+        known, names = self.recorded(), {node.name for node in self.cluster.nodes}
+        moved = [node for node in self.cluster.nodes if node.name in known and known[node.name]["address"] != node.address]
+        if moved:
+            was, now = known[moved[0].name]["address"], moved[0].address
+            raise ProvisionError(
+                f"{moved[0].name} was made with the address {was}, but the machine table says {now}.",
+                "put the table or LAB_NETWORK back, or: fab destroy --target vagrant, then fab up",
+            )
+        if gone := sorted(set(self.ids()) - names):
+            raise ProvisionError(
+                f"There are machines that are not in the machine table: {', '.join(gone)}.",
+                "put them back into the table, or: fab destroy --target vagrant, then fab up",
+            )
+
+    def _require_room(self, provider: str, to_start: list[str], report: Report) -> None:
+        """Raise ProvisionError if the machines to start need more memory than is free; containers reserve none, so only say it."""
+        needed = sum(self.cluster.node(name).memory_mib for name in to_start)
+        free = psutil.virtual_memory().available // 2**20
+        if needed <= free:
+            return
+        message = f"{', '.join(to_start)} need {needed} MiB of memory, and {free} MiB are free."
+        if provider != "docker":
+            raise ProvisionError(
+                message, "close programs, or give the nodes less memory_mib in the machine table (LAB_CLUSTER names another)"
+            )
+        report(f"little memory: {message} Containers take only what they use, so this may still work.")
+
+    def _remove_strays(self, provider: str) -> set[str]:
+        """Remove containers of ours that Vagrant does not know, because it was killed at a bad moment; return the ids of the others."""
+        if provider != "docker":
+            return set()
+        own = containers_of(self.folder)
+        strays = own - set(self.ids().values())
+        remove_containers(strays)
+        return own - strays
+
+    def _take_over(self, provider: str, started: list[str], report: Report) -> list[str]:
+        """Note down the machines that are finished, make those again that are not; return the latter's names.
+
+        One that was brought up by `vagrant up` is as good as ours. One whose `up` was killed half-way is not:
+        Vagrant calls it running, but it may lack its network or still accept Vagrant's well-known key.
+        """
+        unfinished = self._check(started)
+        if unfinished:
+            for name, why in unfinished.items():
+                report(f"{name}: {why}; making it again")
+            self._remake(list(unfinished), provider, report)
+            if still := self._check(started):
+                problems = "; ".join(f"{name}: {why}" for name, why in still.items())
+                raise ProvisionError(f"Not every machine came up as it should: {problems}.", f"read {self._log}, then fab up again")
+        return [name for name in unfinished if name not in started]
+
+    def _check(self, started: list[str]) -> dict[str, str]:
+        """Write down host keys of machines that are new; return what is wrong with those, by name."""
+        self.ssh_config(refresh=bool(started))
+        known = self.recorded()
+        new = [node for node in self.cluster.nodes if node.name not in known]
+        if new:
+            ids = self.ids()
+            keys, wrong = inventory.examine(self.home, new)
+            fresh = {
+                node.name: {"id": ids[node.name], "address": node.address, "host_key": keys[node.name]} for node in new if node.name in keys
+            }
+            write_private(self._record, json.dumps({**known, **fresh}, indent=1, sort_keys=True) + "\n")
+            if wrong:
+                return wrong
+        inventory.require_reachable(self)
+        return {}
+
+    def _remake(self, names: list[str], provider: str, report: Report) -> None:
+        for name in names:
+            with self._vagrant("destroy") as (command, _):
+                command.destroy(vm_name=name)
+        self._bring_up(provider, report)
+
+    def _bring_up(self, provider: str, report: Report) -> None:
+        """Run `vagrant up` for all machines and report its lines; those that run are left alone."""
+        with self._vagrant("up") as (command, log):
+            for line in command.up(provider=provider, stream_output=True):
+                log.write(line.encode())
+                if text := _progress_of(line):
+                    report(text)
+
+    @property
+    def _log(self) -> Path:
+        return self.home.logs / "vagrant.log"
+
+    @contextlib.contextmanager
+    def _vagrant(self, what: str) -> Iterator[tuple[vagrant.Vagrant, IO[bytes]]]:
+        """Give python-vagrant's object and the log that it writes to; its failures become ProvisionError."""
+        self.home.prepare()
+        with self._log.open("wb") as log:
+
+            @contextlib.contextmanager
+            def to_log() -> Iterator[IO[bytes]]:
+                yield log
+
+            try:
+                yield vagrant.Vagrant(root=str(REPOSITORY), env=self._environment(), out_cm=to_log, err_cm=to_log), log
+            except subprocess.CalledProcessError as error:
+                log.flush()
+                raise ProvisionError(
+                    f"vagrant {what} failed (exit code {error.returncode}):\n{_end_of(self._log)}",
+                    f"repair what it says (all of it is in {self._log}), then fab up again",
+                ) from error
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment for Vagrant, with the table of this cluster and the folder of this home."""
+        table = self.folder / "cluster.yaml"
+        write_private(table, yaml.safe_dump(_as_table(self.cluster), sort_keys=False))
+        own = {"LAB_CLUSTER": str(table), "LAB_NETWORK": "", DOTFILE_VARIABLE: str(self.folder), "VAGRANT_CHECKPOINT_DISABLE": "1"}
+        return {**os.environ, **own}
+
+
+def _as_table(cluster: Cluster) -> dict[str, Any]:
+    """Return the cluster as cluster.yaml writes it."""
+    first = int(IPv4Network(cluster.network).network_address)
+    keys = ("name", "roles", "cpus", "memory_mib")
+    nodes = [
+        {"host": int(IPv4Address(node.address)) - first, **{key: getattr(node, key) for key in keys}, "roles": list(node.roles)}
+        for node in cluster.nodes
+    ]
+    return {"network": cluster.network, "nodes": nodes}
+
+
+def _progress_of(line: str) -> str:
+    """Return what a line of Vagrant's output says of a machine, for people; empty if it says nothing new."""
+    text = line.strip()
+    if not text.startswith("==> ") or "trigger" in text or "provision" in text.lower():
+        return ""
+    return text.removeprefix("==> ")
+
+
+def _end_of(log: Path) -> str:
+    """Return the last lines of Vagrant's output that say something."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in lines[-_LINES_OF_AN_ERROR:])

@@ -13,7 +13,10 @@ from invoke import Exit
 
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
+from provision.machines import Machines
+from provision.providers import PROVIDERS
 from provision.target import Target, open_target
+from provision.topology import read_cluster
 from provision.variants import BROKERS, VARIANTS
 from provision.workers import Worker, changed_workers, parse_worker, worker_from
 
@@ -42,6 +45,17 @@ def _progress() -> Callable[[str], None]:
         print(f"{time.monotonic() - begun:5.1f} s  {text}", file=sys.stderr, flush=True)
 
     return report
+
+
+@task(help={"provider": f"what makes the machines, one of: {', '.join(PROVIDERS)} (default: what made them, or the first that there is)"})
+@_plain_errors
+def up(c, provider=""):
+    """Bring up the cluster's machines with Vagrant; running it again changes nothing."""
+    machines = Machines(lab_home(), read_cluster())
+    started = machines.up(provider or None, _progress())
+    for node in machines.cluster.nodes:
+        print(f"{node.name:16} {node.address:15} {', '.join(node.roles):16} {machines.provider()}")
+    print(f"{len(started)} of {len(machines.cluster.nodes)} machines had to be brought up.")
 
 
 @task(
