@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -59,7 +60,8 @@ class Machines:
     def ids(self) -> dict[str, str]:
         """Return the id that each machine has at its provider, by node name; only of those that there are."""
         found = {path.parent.parent.name: path.read_text().strip() for path in self.folder.glob("machines/*/*/id")}
-        return {name: number for name, number in found.items() if number}
+        # What Vagrant writes for a container before there is one.
+        return {name: number for name, number in found.items() if number not in ("", "preparing")}
 
     def states(self) -> dict[str, str]:
         """Return the state of every node by name, for example `running` or `not created`."""
@@ -102,8 +104,8 @@ class Machines:
                 remove_network(IPv4Network(self.cluster.network))
             for file in (self._record, *inventory.files(self.home)):
                 file.unlink(missing_ok=True)
-            if self.folder == self.home.root / "vagrant":
-                shutil.rmtree(self.folder, ignore_errors=True)
+            # A folder that is only ours goes; of one that `vagrant` shares with us, only what it would leave behind.
+            shutil.rmtree(self.folder if self.folder == self.home.root / "vagrant" else self.folder / "keys", ignore_errors=True)
             return sorted(there)
 
     def ssh_config(self, refresh: bool = False) -> Path:
@@ -217,18 +219,20 @@ class Machines:
     def _vagrant(self, what: str) -> Iterator[tuple[vagrant.Vagrant, IO[bytes]]]:
         """Give python-vagrant's object and the log that it writes to; its failures become ProvisionError."""
         self.home.prepare()
-        with self._log.open("wb") as log:
+        with self._log.open("wb", buffering=0) as log, tempfile.TemporaryFile() as errors:
 
             @contextlib.contextmanager
-            def to_log() -> Iterator[IO[bytes]]:
-                yield log
+            def to(file: IO[bytes]) -> Iterator[IO[bytes]]:
+                yield file
 
             try:
-                yield vagrant.Vagrant(root=str(REPOSITORY), env=self._environment(), out_cm=to_log, err_cm=to_log), log
+                yield vagrant.Vagrant(root=str(REPOSITORY), env=self._environment(), out_cm=lambda: to(log), err_cm=lambda: to(errors)), log
             except subprocess.CalledProcessError as error:
-                log.flush()
+                errors.seek(0)
+                said = errors.read()
+                log.write(said)
                 raise ProvisionError(
-                    f"vagrant {what} failed (exit code {error.returncode}):\n{_end_of(self._log)}",
+                    f"vagrant {what} failed (exit code {error.returncode}):\n{_essence(said.decode(errors='replace'))}",
                     f"repair what it says (all of it is in {self._log}), then fab up again",
                 ) from error
 
@@ -259,7 +263,8 @@ def _progress_of(line: str) -> str:
     return text.removeprefix("==> ")
 
 
-def _end_of(log: Path) -> str:
-    """Return the last lines of Vagrant's output that say something."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return "\n".join(f"    {line}" for line in lines[-_LINES_OF_AN_ERROR:])
+def _essence(text: str) -> str:
+    """Return what Vagrant's errors say, without the lines that say nothing and without the long commands."""
+    dull = ("==>", "An error occurred", "Any errors that occurred", "Command: [", "machine. Please handle", "Stdout:", "Run 'docker")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(dull)]
+    return "\n".join(f"    {line}" for line in dict.fromkeys(lines[-_LINES_OF_AN_ERROR:])) or "    it said nothing"
