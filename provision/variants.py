@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -166,6 +167,17 @@ class Wanted:
     changes: Mapping[str, str]
     broker: str = ""
     workers: tuple[Worker, ...] = ()
+
+    def command(self) -> str:
+        """Return the command that asks for exactly this."""
+        words = ["fab", "install", self.variant.name]
+        for setting, value in self.changes.items():
+            words += ["--set", f"{setting}={value}"]
+        if self.broker and self.broker != BROKERS[0]:
+            words += ["--broker", self.broker]
+        if self.workers != self.variant.workers:
+            words += [word for worker in self.workers for word in ("--worker", str(worker))]
+        return shlex.join(words)
 
 
 def wanted(

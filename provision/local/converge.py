@@ -6,22 +6,27 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from provision.airflow import AIRFLOW_SERVICES
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome, read_json, write_private
 from provision.local import postgres, rabbitmq, valkey
 from provision.local.desired import WARM_S, Desired, broker_url, files_of, render_worker_file, sqlite_file, worker_file
-from provision.local.health import Ready, flower_answers, wait_until, wait_until_healthy
+from provision.local.health import wait_until, wait_until_healthy
 from provision.local.ports import port_is_free, port_owner, program_of
-from provision.local.supervisor import Supervisor, log_path, sweep_orphans
+from provision.local.supervisor import ProcessState, Supervisor, log_path, sweep_orphans
 from provision.pins import airflow_version
+from provision.readiness import Ready, flower_answers
 from provision.target import Change, Report
+from provision.variants import BROKERS
 
 # Airflow's services write to these while they stop.
 STORES = ("postgres", "redis", "rabbitmq")
+SETTINGS_CHANGED = "its settings changed"
+NO_WORKERS = frozenset({*STORES, *(service.name for service in AIRFLOW_SERVICES)})
 
 
 class Converge:
@@ -31,30 +36,46 @@ class Converge:
         self.home = home
         self.desired = desired
         self.supervisor = supervisor
+        self._started: set[str] = set()
 
     # -- plan -----------------------------------------------------------------------------------
 
     def plan(self) -> list[Change]:
         """Return what has to be done, changing nothing."""
-        desired, running, started = self.desired, self._running(), read_json(self.home.state / "services.json")
+        desired, states, started = self.desired, self.supervisor.states(), self._recorded()
+        running = {name: state.pid for name, state in states.items() if state.running}
         changes = []
         if not self._database_ready():
             changes.append(Change("create", "database", f"no {desired.variant.database} database of Airflow {airflow_version()}"))
         changes += [Change("write", str(path.relative_to(self.home.root)), "missing or different") for path in self._stale_files()]
-        changes += [Change("stop", name, f"not part of {desired.variant.name}") for name in sorted(running) if name not in desired.digests]
+        changes += [self._farewell(name, running) for name in sorted(self._known_names(states)) if name not in desired.digests]
         for program in desired.programs:
             if program.name not in running:
                 changes.append(Change("start", program.name, "not running"))
+            elif states[program.name].ending:
+                changes.append(Change("restart", program.name, "it was told to end"))
             elif started.get(program.name) != [running[program.name], desired.digests[program.name]]:
-                changes.append(Change("restart", program.name, "its settings changed"))
+                changes.append(Change("restart", program.name, SETTINGS_CHANGED))
             elif program.name in desired.workers and not self.worker_is_current(program.name):
                 action = "resize" if self._changes_live(program.name) else "restart"
                 changes.append(Change(action, program.name, f"should be {desired.workers[program.name]}"))
         return changes
 
     def worker_names(self) -> set[str]:
-        """Return the names of the workers that there are or that there should be."""
-        return set(self.desired.workers) | {path.stem for path in (self.home.state / "workers").glob("*.env")}
+        """Return the names of the workers that there are, that there were and left a trace, or that there should be."""
+        return set(self.desired.workers) | (self._known_names(self.supervisor.states()) - NO_WORKERS)
+
+    def _known_names(self, states: Collection[str]) -> set[str]:
+        """Return the names of all programs that anything here speaks of, whether they run or not."""
+        return {*states, *self._recorded(), *(path.stem for path in (self.home.state / "workers").glob("*.env"))}
+
+    def _farewell(self, name: str, running: Collection[str]) -> Change:
+        of_celery = self.desired.variant.uses_celery and name not in NO_WORKERS
+        foreign = "not among the workers" if of_celery else f"not part of {self.desired.variant.name}"
+        return Change("stop", name, foreign) if name in running else Change("remove", name, f"{foreign}, and has ended")
+
+    def _recorded(self) -> dict[str, list]:
+        return read_json(self.home.state / "services.json")
 
     def _running(self) -> dict[str, int]:
         return {s.name: s.pid for s in self.supervisor.states().values() if s.running}
@@ -90,8 +111,10 @@ class Converge:
         self.supervisor.configure(desired.programs)
         self.supervisor.ensure_up()
         self._stop([change.name for change in todo if change.action in ("stop", "restart")], report)
+        for name in self.worker_names() - set(desired.workers):
+            worker_file(self.home, name).unlink(missing_ok=True)
         sweep_orphans(self.home, self.supervisor)
-        self.supervisor.reload()
+        self.supervisor.reload(report, patience_s=WARM_S)
         for path, text in files_of(self.home, desired).items():
             write_private(path, text)
         for name in desired.workers:
@@ -109,18 +132,29 @@ class Converge:
     def _stop(self, affected: list[str], report: Report) -> None:
         if not affected:
             return
-        workers = [name for name in affected if name in self.worker_names()]
+        workers = [name for name in affected if name not in NO_WORKERS]
         stores = [name for name in affected if name in STORES]
-        others = [name for name in affected if name not in workers and name not in stores]
+        others = [name for name in affected if name in NO_WORKERS and name not in stores]
         report(f"stopping {', '.join(affected)}")
         # Whoever watches this installation must not take for a fault what is done on purpose.
         self.remember(but=workers)
-        self.supervisor.stop([*workers, *others], lambda text: report(text + (": tasks in hand are finished first" if workers else "")),
-                             patience_s=WARM_S)  # fmt: skip
-        for name in workers:
-            if name not in self.desired.workers:
-                worker_file(self.home, name).unlink(missing_ok=True)
+        if busy := self._tasks_of(workers):
+            words = " and ".join(f"{name} has {count}" for name, count in busy.items())
+            report(f"tasks in hand are finished first: {words}; one that holds at a gate ends when the gate opens")
+        # A task tells the API server how it ended: what the workers finish first needs all the others.
+        self.supervisor.stop(workers, report, patience_s=WARM_S)
+        self.supervisor.stop(others, report)
         self.supervisor.stop(stores, report)
+
+    def _tasks_of(self, workers: list[str]) -> dict[str, int]:
+        """Return how many tasks each of the workers runs now; none where nobody can be asked."""
+        broker = next((name for name in BROKERS if name in self._running()), "")
+        if not broker or not workers:
+            return {}
+        try:
+            return self._with_fleet(lambda fleet: {name: count for name in workers if (count := fleet.tasks_of(name))}, broker)
+        except ProvisionError:
+            return {}
 
     def _start_postgres(self, report: Report) -> None:
         password, port = self.desired.secrets["database_password"], self.desired.ports["postgres"]
@@ -142,8 +176,8 @@ class Converge:
         ready = Ready({broker: lambda: self._with_fleet(lambda fleet: fleet.reachable())})
         wait_until(ready, self.home, self.supervisor, [broker], report)
 
-    def _with_fleet(self, ask):
-        fleet = Fleet(broker_url(self.desired.wanted.broker, self.desired.ports, self.desired.secrets["broker_password"]))
+    def _with_fleet(self, ask, kind: str = ""):
+        fleet = Fleet(broker_url(kind or self.desired.wanted.broker, self.desired.ports, self.desired.secrets["broker_password"]))
         try:
             return ask(fleet)
         finally:
@@ -183,6 +217,8 @@ class Converge:
                 raise ProvisionError(
                     f"Port {port} for {name} was taken meanwhile by {port_owner(port) or 'another program'}.", "run the same command again"
                 )
+        # Before they are there: what is started in this moment and interrupted was started with these settings too.
+        self._started.update(names)
         self.supervisor.start(names)
         self.remember()
 
@@ -193,11 +229,25 @@ class Converge:
             self._with_fleet(lambda fleet, worker=worker: fleet.resize(worker))
             write_private(worker_file(self.home, name), render_worker_file(worker))
 
-    def remember(self, but: list[str] = ()) -> None:
-        """Write down which programs run and with which settings they were started, all but those called `but`."""
-        pids = {s.name: s.pid for s in self.supervisor.states().values() if s.pid and s.name not in but}
-        known = {name: [pids[name], digest] for name, digest in self.desired.digests.items() if name in pids}
+    def remember(self, but: Collection[str] = (), lost: Collection[str] = ()) -> None:
+        """Write down which programs run and with which settings they were started, all but those called `but`.
+
+        Those that are `lost` should run and do not: whoever watches this installation will name them.
+        """
+        recorded = self._recorded()
+        known = {name: [0, ""] for name in lost}
+        for state in self.supervisor.states().values():
+            leaving = state.ending and state.name not in self.desired.digests
+            if state.pid and state.name not in but and not leaving:
+                known[state.name] = [state.pid, self._digest_of(state, recorded)]
         write_private(self.home.state / "services.json", json.dumps(known, sort_keys=True) + "\n")
+
+    def _digest_of(self, state: ProcessState, recorded: Mapping[str, list]) -> str:
+        """Return the digest of the settings with which a process was started, empty if nobody wrote it down."""
+        if state.name in self._started:
+            return self.desired.digests[state.name]
+        pid, digest = recorded.get(state.name, (0, ""))
+        return digest if pid == state.pid else ""
 
 
 def migrate_database(airflow_binary: Path, environment: Mapping[str, str], log: Path) -> None:

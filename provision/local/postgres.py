@@ -48,10 +48,13 @@ def unprivileged(command: list[str]) -> list[str]:
 
 
 def server_command(home: LabHome, port: int) -> list[str]:
-    """Return the command line of the server: loopback, no socket file, enough connections for a lab."""
+    """Return the command line of the server: loopback, no socket file, enough connections for a lab, and times in UTC."""
     return unprivileged(
         [str(binaries() / "postgres"), "-D", str(data_folder(home)), "-h", "127.0.0.1", "-p", str(port)]
         + ["-c", "unix_socket_directories=", "-c", "max_connections=200"]
+        # initdb writes the machine's time zone into the cluster; columns without a zone, such as Celery's date_done,
+        # are filled in the zone of the session.
+        + ["-c", "timezone=UTC", "-c", "log_timezone=UTC"]
         # A lab's database can be made again; durability would cost every task a disk flush.
         + ["-c", "synchronous_commit=off"]
     )

@@ -63,8 +63,13 @@ class ProcessState:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there; supervisor calls its first second STARTING."""
-        return self.state in ("STARTING", "RUNNING")
+        """Whether the process is there; supervisor calls its first second STARTING, and its last ones STOPPING."""
+        return self.state in ("STARTING", "RUNNING", "STOPPING")
+
+    @property
+    def ending(self) -> bool:
+        """Whether the process was told to end and has not ended yet: a Celery worker finishes its tasks first."""
+        return self.state == "STOPPING"
 
 
 def socket_path(home: LabHome) -> Path:
@@ -175,8 +180,8 @@ class Supervisor:
         environment = {
             key: value
             for key, value in os.environ.items()
-            # Nothing of the caller's Airflow or Python may reach the services.
-            if not key.startswith(("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "JPY_", "MPLBACKEND"))
+            # Nothing of the caller's Airflow, Python or PostgreSQL (PGTZ, PGOPTIONS, …) may reach the services.
+            if not key.startswith(("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "JPY_", "MPLBACKEND", "PG"))
         }
         environment[OWNER_VARIABLE] = str(self.home.root)
         # setproctitle, which Airflow's processes use, would otherwise write their titles over /proc/PID/environ
@@ -193,11 +198,11 @@ class Supervisor:
             f"read {log_path(self.home, 'supervisord')}, then fab destroy and fab install VARIANT",
         )
 
-    def reload(self) -> None:
-        """Make supervisor know exactly the configured programs, leaving unchanged ones running."""
+    def reload(self, report: Callable[[str], None] = lambda text: None, *, patience_s: float = LONGEST_STOP_S) -> None:
+        """Make supervisor know exactly the configured programs, leaving unchanged ones running; the others get `patience_s` to end."""
         added, changed, removed = self.call("reloadConfig")[0]
         for name in [*changed, *removed]:
-            self.stop([name])
+            self.stop([name], report, patience_s=patience_s)
             self.call("removeProcessGroup", name)
         for name in [*added, *changed]:
             self.call("addProcessGroup", name)
@@ -231,7 +236,7 @@ class Supervisor:
         waiting, deadline, killed = "", time.monotonic() + patience_s, False
         while True:
             states = self.states()
-            left = [n for n in names if n in states and states[n].state in ("RUNNING", "STARTING", "STOPPING")]
+            left = [name for name in names if name in states and states[name].running]
             if not left:
                 return
             if time.monotonic() > deadline:

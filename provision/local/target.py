@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.fleet import Fleet
 from provision.home import ROOM_TO_RUN_MIB, LabHome, read_json, require_room, write_private
 from provision.local import postgres
-from provision.local.converge import STORES, Converge, clean_environment
+from provision.local.converge import SETTINGS_CHANGED, STORES, Converge, clean_environment
 from provision.local.desired import NODE, Desired, broker_url, desired_state, installation_document
 from provision.local.health import require_alive
 from provision.local.processes import busy_local_workers, cpu_seconds, process_table, tree_memory
@@ -87,8 +87,9 @@ class LocalTarget:
     def set_workers(self, workers: Iterable[Worker], report: Report = _silent) -> list[Change]:
         """Make exactly these Celery workers run, while tasks run; return what had to be done.
 
-        A worker that leaves finishes its tasks first. Nothing else is restarted. Raises UsageError where no
-        Celery is installed, ProvisionError when a worker does not register; it is stopped again then.
+        A worker that leaves finishes its tasks first. Nothing else is restarted: raises ProvisionError if more than
+        workers would change, or if a worker does not register; it is stopped again then. Raises UsageError where no
+        Celery is installed.
         """
         with exclusive(self.home, "fab workers"):
             installed = self.installed()
@@ -97,6 +98,7 @@ class LocalTarget:
             broker = (installed.get("broker") or {}).get("kind")
             desired = self._desired(wanted(installed["variant"], installed["changes"], broker, workers))
             self.require_alive(but=[worker.name for worker in self._workers()])
+            self._require_only_workers(self._converge(desired), installed)
             todo = self._apply(desired, report)
             self._write_installation(desired)
             return todo
@@ -173,8 +175,7 @@ class LocalTarget:
         installed = self.installed()
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
-        broker = (installed.get("broker") or {}).get("kind")
-        desired = self._desired(wanted(installed["variant"], installed["changes"], broker, self._workers() or None))
+        desired = self._desired(self._wanted_before(installed))
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = subprocess.run(
             [str(desired.placement.airflow_binary), *arguments],
@@ -284,23 +285,61 @@ class LocalTarget:
             converge.apply(todo, report)
         except (ProvisionError, KeyboardInterrupt):
             # Nothing that this install started is left running; what ran before and was not touched goes on.
-            if before:
-                started = [name for name, pid in self._running().items() if before.get(name) != pid]
-                converge.supervisor.stop(started, patience_s=QUICK_STOP_S)
+            if before and scaling:
+                self._write_down_half(converge, before, report)
+            elif before:
+                converge.supervisor.stop(self._started_since(before), patience_s=QUICK_STOP_S)
                 converge.remember()
-                if scaling:
-                    self._write_installation(self._desired(replace(desired.wanted, workers=self._workers_after(converge))))
             else:
                 self._stop(report)
             raise
         return todo
 
-    def _workers_after(self, converge: Converge) -> tuple[Worker, ...]:
-        """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""
-        changed = {name: worker for name, worker in converge.desired.workers.items() if converge.worker_is_current(name)}
-        known = {worker.name: worker for worker in self._workers()} | changed
-        running = self._running()
-        return tuple(worker for name, worker in known.items() if name in running)
+    def _started_since(self, before: Mapping[str, int]) -> list[str]:
+        return [name for name, pid in self._running().items() if before.get(name) != pid]
+
+    def _write_down_half(self, converge: Converge, before: Mapping[str, int], report: Report) -> None:
+        """Write down the workers that there are when a change of workers ended early: some as they were, some as they should become.
+
+        A worker that was restarted and answers goes on. One that was there and should be, but did not come back,
+        stays listed, so that whoever uses the installation is told that it has ended.
+        """
+        desired, listed = converge.desired, {worker.name: worker for worker in self._workers()}
+        converge.supervisor.stop([name for name in self._started_since(before) if not self._came_back(name, before)],
+                                 patience_s=QUICK_STOP_S)  # fmt: skip
+        states = converge.supervisor.states()
+        running = {name for name, state in states.items() if state.running and (name in desired.workers or not state.ending)}
+        lost = [name for name in desired.workers if name in {*before, *listed} and name not in running]
+        changed = {name: worker for name, worker in desired.workers.items() if converge.worker_is_current(name)}
+        converge.remember(lost=lost)
+        workers = tuple(worker for name, worker in (listed | changed).items() if name in running or name in lost)
+        self._write_installation(self._desired(replace(desired.wanted, workers=workers)))
+        if lost:
+            report(f"{', '.join(lost)} did not come back: fab workers --remove takes one out, {desired.wanted.command()} starts it again")
+
+    def _came_back(self, name: str, before: Collection[str]) -> bool:
+        if name not in before:
+            return False
+        try:
+            return name in self._fleet().answering([name])
+        except ProvisionError:
+            return False
+
+    def _require_only_workers(self, converge: Converge, installed: Mapping[str, Any]) -> None:
+        """Raise ProvisionError if an install would do more than `set_workers` is for."""
+        names = converge.worker_names()
+        others = [change for change in converge.plan() if change.name not in names or change.why == SETTINGS_CHANGED]
+        if others:
+            raise ProvisionError(
+                "More than workers would change, because the labs' code or settings are not those that were installed: "
+                f"{'; '.join(str(change) for change in others[:3])}{' …' if len(others) > 3 else ''}.",
+                f"{self._wanted_before(installed).command()} first, while no tasks run",
+            )
+
+    def _wanted_before(self, installed: Mapping[str, Any]) -> Wanted:
+        """Return the request that would install what is installed."""
+        broker = (installed.get("broker") or {}).get("kind")
+        return wanted(installed["variant"], installed["changes"], broker, self._workers() if broker else None)
 
     def _stop(self, report: Report) -> int:
         count = len(owned_processes(self.home))

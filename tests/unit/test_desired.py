@@ -225,6 +225,13 @@ def test_another_port_restarts_the_broker_and_all_who_talk_to_it(home, monkeypat
     assert changed == {broker, "scheduler", "flower", "worker-1", "worker-2", "worker-3"}
 
 
+def test_times_without_a_zone_are_utc_wherever_the_machine_is(home, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    command = " ".join(programs(desired(home))["postgres"].command)
+    assert "-c timezone=UTC" in command
+    assert "-c log_timezone=UTC" in command
+
+
 def test_redis_keeps_messages_on_loopback_behind_a_password(home):
     state = desired(home)
     lines = files_of(home, state)[valkey.configuration_file(home)].splitlines()

@@ -14,7 +14,7 @@ from supervisor.options import UnhosedConfigParser
 from provision.errors import ProvisionError
 from provision.home import LabHome, lab_home
 from provision.local.ports import free_port, port_is_free, port_owner
-from provision.local.supervisor import LONGEST_SOCKET_PATH, Program, log_path, render_configuration, socket_path
+from provision.local.supervisor import LONGEST_SOCKET_PATH, ProcessState, Program, log_path, render_configuration, socket_path
 
 PROGRAMS = [
     Program("scheduler", ("/lab/bin/airflow", "scheduler", "--skip-serve-logs"), Path("/lab/airflow.env"), stop_seconds=5),
@@ -156,3 +156,20 @@ def test_asking_does_not_occupy_a_port():
     port = free_port()
     assert [port_is_free(port) for _ in range(3)] == [True] * 3
     assert port_owner(port) == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "running"),
+    [
+        ("STARTING", True),
+        ("RUNNING", True),
+        ("STOPPING", True),
+        ("STOPPED", False),
+        ("EXITED", False),
+        ("FATAL", False),
+        ("BACKOFF", False),
+    ],
+)
+def test_a_process_is_there_until_it_has_ended(state, running):
+    assert ProcessState("worker-1", state, 7, 0.0, 0).running is running
+    assert ProcessState("worker-1", state, 7, 0.0, 0).ending is (state == "STOPPING")

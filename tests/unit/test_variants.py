@@ -176,3 +176,22 @@ def test_a_request_keeps_its_changes_when_the_caller_goes_on_with_the_dict():
     asked = wanted("celery", changes)
     changes["core.parallelism"] = "4"
     assert asked.changes == {"core.parallelism": "3"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"),
+    [
+        ({"variant": "sqlite"}, "fab install sqlite"),
+        ({"variant": "celery"}, "fab install celery"),
+        ({"variant": "celery", "broker": "redis"}, "fab install celery"),
+        ({"variant": "celery", "broker": "rabbitmq"}, "fab install celery --broker rabbitmq"),
+        ({"variant": "postgres", "changes": {"core.parallelism": "4"}}, "fab install postgres --set core.parallelism=4"),
+        ({"variant": "postgres", "changes": {"core.x": "a b"}}, "fab install postgres --set 'core.x=a b'"),
+        (
+            {"variant": "celery", "workers": [Worker("a", 4, ("x", "y"), at_least=1), Worker("b")]},
+            "fab install celery --worker a=1-4@x,y --worker b=2@default",
+        ),
+    ],
+)
+def test_a_request_says_the_command_that_asks_for_it(asked, command):
+    assert wanted(**asked).command() == command
