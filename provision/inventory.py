@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -22,9 +23,19 @@ if TYPE_CHECKING:
     from provision.machines import Machines
 
 CONNECT_TIMEOUT_S = 10
+# paramiko logs a traceback for every connection that fails; who asked for the connection says it in a line.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 # Vagrant's first key is public knowledge; a node that still accepts it is not finished.
 INSECURE_KEY = "insecure_private_key"
 T = TypeVar("T")
+
+
+class Unreachable(ProvisionError):
+    """Nodes that should run do not let us in; `failed` says which, and why."""
+
+    def __init__(self, failed: Mapping[str, str], hint: str = "fab up") -> None:
+        super().__init__("; ".join(f"{name} cannot be reached: {why}" for name, why in sorted(failed.items())) + ".", hint)
+        self.failed = dict(failed)
 
 
 def connections(machines: Machines) -> dict[str, Connection]:
@@ -34,14 +45,15 @@ def connections(machines: Machines) -> dict[str, Connection]:
     names = [node.name for node in machines.cluster.nodes]
     opened, failed = _open_all(machines.home, path, names)
     if failed:
-        # A machine that was started by hand may have got another port.
-        path = machines.ssh_config(refresh=True)
+        # A machine that was started by hand may have got another port; of one that does not run, Vagrant says nothing.
+        with contextlib.suppress(ProvisionError):
+            path = machines.ssh_config(refresh=True)
         again, failed = _open_all(machines.home, path, list(failed))
         opened |= again
     if failed:
         for connection in opened.values():
             connection.close()
-        raise ProvisionError("; ".join(f"{name} cannot be reached: {why}" for name, why in failed.items()) + ".", "fab up")
+        raise Unreachable(failed)
     return {name: opened[name] for name in names}
 
 
@@ -93,9 +105,11 @@ def _why(error: Exception) -> str:
         return "it shows another host key than the one it came up with"
     if isinstance(error, paramiko.AuthenticationException):
         return "it refuses the key that it was given"
+    if "banner" in str(error):
+        return "its SSH server does not answer"
     if isinstance(error, TimeoutError):
         return f"it does not answer within {CONNECT_TIMEOUT_S} s"
-    return str(error).strip().rstrip(".") or type(error).__name__
+    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".") or type(error).__name__
 
 
 def ssh_config_path(home: LabHome) -> Path:

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 import vagrant
-import yaml
 
 from provision import inventory
 from provision.address_range import require_free_range
 from provision.containers import containers_of, remove_containers, remove_network
 from provision.errors import ProvisionError
-from provision.home import REPOSITORY, LabHome, read_json, write_private
+from provision.home import LabHome, read_json, write_private
+from provision.inventory import Unreachable
 from provision.lock import exclusive
 from provision.providers import choose_provider, require_vagrant
 from provision.topology import Cluster
+from provision.vagrant_command import log_path, progress_of, vagrant_folder, vagrant_for
 
 Report = Callable[[str], None]
-DOTFILE_VARIABLE = "VAGRANT_DOTFILE_PATH"
 RUNNING = "running"
-_LINES_OF_AN_ERROR = 12
-
-
-def vagrant_folder(home: LabHome) -> Path:
-    """Return where Vagrant keeps the machines' state: where `vagrant` itself would, or in a lab folder of its own."""
-    named = os.environ.get(DOTFILE_VARIABLE)
-    if named:
-        return (REPOSITORY / Path(named).expanduser()).resolve()
-    return REPOSITORY / ".vagrant" if home.root == REPOSITORY / ".lab" else home.root / "vagrant"
 
 
 class Machines:
@@ -87,8 +75,11 @@ class Machines:
                 self._require_room(chosen, to_start, report)
                 own = self._remove_strays(chosen)
                 require_free_range(self.cluster, own, set(states) - set(to_start), docker=chosen == "docker")
+                report(f"bringing up {', '.join(to_start)} with {chosen}")
                 self._bring_up(chosen, report)
-            return [*to_start, *self._take_over(chosen, to_start, report)]
+            remade = self._take_over(chosen, to_start, report)
+            restarted = self._reach(report)
+            return list(dict.fromkeys([*to_start, *remade, *restarted]))
 
     def destroy(self, report: Report = lambda text: None) -> list[str]:
         """Remove every machine and its disk; return the names of those that there were."""
@@ -177,8 +168,27 @@ class Machines:
             self._remake(list(unfinished), provider, report)
             if still := self._check(started):
                 problems = "; ".join(f"{name}: {why}" for name, why in still.items())
-                raise ProvisionError(f"Not every machine came up as it should: {problems}.", f"read {self._log}, then fab up again")
-        return [name for name in unfinished if name not in started]
+                raise ProvisionError(
+                    f"Not every machine came up as it should: {problems}.", f"read {log_path(self.home)}, then fab up again"
+                )
+        return list(unfinished)
+
+    def _reach(self, report: Report) -> list[str]:
+        """Restart the machines that run but cannot be reached; return their names, raise Unreachable if that does not help."""
+        try:
+            inventory.require_reachable(self)
+        except Unreachable as error:
+            for name, why in error.failed.items():
+                report(f"{name}: {why}; restarting it")
+                with self._vagrant("reload") as (command, _):
+                    command.reload(vm_name=name)
+            self.ssh_config(refresh=True)
+            try:
+                inventory.require_reachable(self)
+            except Unreachable as still:
+                raise Unreachable(still.failed, "fab destroy --target vagrant, then fab up") from still
+            return list(error.failed)
+        return []
 
     def _check(self, started: list[str]) -> dict[str, str]:
         """Write down host keys of machines that are new; return what is wrong with those, by name."""
@@ -192,9 +202,7 @@ class Machines:
                 node.name: {"id": ids[node.name], "address": node.address, "host_key": keys[node.name]} for node in new if node.name in keys
             }
             write_private(self._record, json.dumps({**known, **fresh}, indent=1, sort_keys=True) + "\n")
-            if wrong:
-                return wrong
-        inventory.require_reachable(self)
+            return wrong
         return {}
 
     def _remake(self, names: list[str], provider: str, report: Report) -> None:
@@ -208,63 +216,8 @@ class Machines:
         with self._vagrant("up") as (command, log):
             for line in command.up(provider=provider, stream_output=True):
                 log.write(line.encode())
-                if text := _progress_of(line):
+                if text := progress_of(line):
                     report(text)
 
-    @property
-    def _log(self) -> Path:
-        return self.home.logs / "vagrant.log"
-
-    @contextlib.contextmanager
-    def _vagrant(self, what: str) -> Iterator[tuple[vagrant.Vagrant, IO[bytes]]]:
-        """Give python-vagrant's object and the log that it writes to; its failures become ProvisionError."""
-        self.home.prepare()
-        with self._log.open("wb", buffering=0) as log, tempfile.TemporaryFile() as errors:
-
-            @contextlib.contextmanager
-            def to(file: IO[bytes]) -> Iterator[IO[bytes]]:
-                yield file
-
-            try:
-                yield vagrant.Vagrant(root=str(REPOSITORY), env=self._environment(), out_cm=lambda: to(log), err_cm=lambda: to(errors)), log
-            except subprocess.CalledProcessError as error:
-                errors.seek(0)
-                said = errors.read()
-                log.write(said)
-                raise ProvisionError(
-                    f"vagrant {what} failed (exit code {error.returncode}):\n{_essence(said.decode(errors='replace'))}",
-                    f"repair what it says (all of it is in {self._log}), then fab up again",
-                ) from error
-
-    def _environment(self) -> dict[str, str]:
-        """Return the environment for Vagrant, with the table of this cluster and the folder of this home."""
-        table = self.folder / "cluster.yaml"
-        write_private(table, yaml.safe_dump(_as_table(self.cluster), sort_keys=False))
-        own = {"LAB_CLUSTER": str(table), "LAB_NETWORK": "", DOTFILE_VARIABLE: str(self.folder), "VAGRANT_CHECKPOINT_DISABLE": "1"}
-        return {**os.environ, **own}
-
-
-def _as_table(cluster: Cluster) -> dict[str, Any]:
-    """Return the cluster as cluster.yaml writes it."""
-    first = int(IPv4Network(cluster.network).network_address)
-    keys = ("name", "roles", "cpus", "memory_mib")
-    nodes = [
-        {"host": int(IPv4Address(node.address)) - first, **{key: getattr(node, key) for key in keys}, "roles": list(node.roles)}
-        for node in cluster.nodes
-    ]
-    return {"network": cluster.network, "nodes": nodes}
-
-
-def _progress_of(line: str) -> str:
-    """Return what a line of Vagrant's output says of a machine, for people; empty if it says nothing new."""
-    text = line.strip()
-    if not text.startswith("==> ") or "trigger" in text or "provision" in text.lower():
-        return ""
-    return text.removeprefix("==> ")
-
-
-def _essence(text: str) -> str:
-    """Return what Vagrant's errors say, without the lines that say nothing and without the long commands."""
-    dull = ("==>", "An error occurred", "Any errors that occurred", "Command: [", "machine. Please handle", "Stdout:", "Run 'docker")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(dull)]
-    return "\n".join(f"    {line}" for line in dict.fromkeys(lines[-_LINES_OF_AN_ERROR:])) or "    it said nothing"
+    def _vagrant(self, what: str) -> contextlib.AbstractContextManager[tuple[vagrant.Vagrant, IO[bytes]]]:
+        return vagrant_for(self.home, self.folder, self.cluster, what)
