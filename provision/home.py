@@ -75,7 +75,7 @@ class LabHome:
         """Return what an installation puts into this home, and nothing that somebody else may keep there."""
         folders = [self.airflow_home, self.state, self.logs, self.databases, self.root / "throwaway"]
         files = [self.secrets, self.installation, self.environment_file]
-        own = [self.environments] if self.root == self.shared else []
+        own = [self.environments, self.shared / "wheelhouse"] if self.root == self.shared else []
         return [*folders, *own, *files, *(file.with_name(file.name + ".new") for file in files)]
 
     def require_own(self) -> None:

@@ -11,7 +11,7 @@ from provision.home import LabHome, lab_home
 from provision.workers import Worker
 
 Report = Callable[[str], None]
-TARGETS = ("local",)
+TARGETS = ("local", "vagrant")
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,9 @@ def open_target(name: str, home: LabHome | None = None) -> Target:
         from provision.local.target import LocalTarget
 
         return LocalTarget(home or lab_home())
+    if name == "vagrant":
+        from provision.nodes.target import NodesTarget, nodes_home
+
+        shared = lab_home()
+        return NodesTarget(nodes_home(shared) if home is None or home.root == shared.root else home)
     raise UsageError(f"Unknown target {name!r}.", f"choose one of: {', '.join(TARGETS)}")

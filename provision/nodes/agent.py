@@ -1,0 +1,418 @@
+"""Runs on a node as root: looks, writes, installs, starts and answers. Standard library only; sent over SSH, never stored there.
+
+It reads one JSON request per line, {"op": name, "args": {…}}, and answers each with lines of JSON: any number of
+{"progress": text}, then {"value": …} or {"error": text, "hint": text}. What it is told may hold secrets; it never prints any.
+"""
+
+from __future__ import annotations
+
+import glob
+import grp
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+# Every unit writes down here the digest of what it was started with.
+STARTED = "/run/airflow-labs"
+POLICY = "/usr/sbin/policy-rc.d"
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Failure(Exception):
+    """What went wrong on this node, and what to do about it."""
+
+    def __init__(self, message: str, hint: str = "run the same command again") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def say(document: dict[str, Any]) -> None:
+    """Write one line to whoever asked."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def run(argv: list[str], user: str = "", environment: dict[str, str] | None = None, text: str = "", check: bool = True) -> dict[str, Any]:
+    """Return exit code and output of a command, as `user`; raises Failure with its last lines unless `check` is False."""
+    identity = {}
+    if user:
+        entry = pwd.getpwnam(user)
+        identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid), "cwd": "/"}
+    done = subprocess.run(
+        argv, input=text, capture_output=True, text=True, errors="replace", env={**_clean(), **(environment or {})}, **identity
+    )  # fmt: skip
+    if check and done.returncode:
+        lines = "\n".join(f"  {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-10:])
+        raise Failure(f"{' '.join(argv[:3])} failed (exit code {done.returncode}):\n{lines}")
+    return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def _clean() -> dict[str, str]:
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def about() -> dict[str, Any]:
+    """Return what kind of machine this node is; memory in MiB."""
+    release = dict(line.split("=", 1) for line in read("/etc/os-release").splitlines() if "=" in line)
+    return {
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "machine": os.uname().machine,
+        "distribution": release.get("VERSION_ID", "").strip('"'),
+        "cores": os.cpu_count(),
+        "memory_mib": os.sysconf("SC_PHYS_PAGES") * PAGE // 2**20,
+    }
+
+
+def facts(packages: list[str], files: dict[str, dict], units: list[str], ours: str, environment: str, current: str) -> dict[str, Any]:
+    """Return how this node differs from what it should be; changes nothing.
+
+    `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs'.
+    """
+    return {
+        "packages": missing_packages(packages),
+        "files": [path for path, wanted in files.items() if not _is_as(path, wanted)],
+        "units": {unit: unit_state(unit) for unit in units},
+        "others": sorted({os.path.basename(path) for path in glob.glob(f"/etc/systemd/system/{ours}")} - set(units)),
+        "environment": os.path.exists(environment) and os.path.realpath(current) == os.path.dirname(environment),
+        "free_mib": shutil.disk_usage("/").free // 2**20,
+    }
+
+
+def missing_packages(names: list[str]) -> list[str]:
+    """Return those packages of the distribution that are not installed."""
+    shown = run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package}\n", *names], check=False)["out"]
+    there = {line.split()[1] for line in shown.splitlines() if line.startswith("ii")}
+    return [name for name in names if name not in there]
+
+
+def _is_as(path: str, wanted: dict[str, Any]) -> bool:
+    try:
+        status = os.stat(path)
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        return (digest, status.st_mode & 0o7777, pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name) == (
+            wanted["sha256"], int(wanted["mode"], 8), wanted["owner"], wanted["group"],
+        )  # fmt: skip
+    except (OSError, KeyError):
+        return False
+
+
+def unit_state(unit: str) -> dict[str, Any]:
+    """Return what systemd says of a unit, and the digest that its main process was started with."""
+    keys = "ActiveState,SubState,UnitFileState,MainPID,ExecMainStatus,Result,NRestarts"
+    shown = run(["systemctl", "show", unit, "-p", keys], check=False)["out"]
+    state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    pid = int(state.get("MainPID") or 0)
+    return {
+        "active": state.get("ActiveState", ""),
+        "sub": state.get("SubState", ""),
+        "enabled": state.get("UnitFileState", "") == "enabled",
+        "pid": pid,
+        "status": int(state.get("ExecMainStatus") or 0),
+        "result": state.get("Result", ""),
+        "restarts": int(state.get("NRestarts") or 0),
+        "digest": read(os.path.join(STARTED, unit)).strip() if pid else "",
+    }
+
+
+def states(units: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the state of each unit, with its memory in bytes."""
+    found = {unit: unit_state(unit) for unit in units}
+    table = _processes()
+    for state in found.values():
+        state["memory"] = sum(_memory(pid) for pid in _tree(state["pid"], table)) if state["pid"] else 0
+    return found
+
+
+def alive(pids: dict[str, int]) -> list[str]:
+    """Return the names of those processes that are not there any more."""
+    return [name for name, pid in pids.items() if not os.path.exists(f"/proc/{pid}")]
+
+
+def process_table(services: dict[str, int]) -> list[dict[str, Any]]:
+    """Return every process of these services (main process ids by name), parents first; memory in bytes."""
+    table, rows = _processes(), []
+    for service, main in services.items():
+        for pid in _tree(main, table):
+            memory = _memory(pid)
+            parent, cpu = table[pid]["parent"], table[pid]["own"]
+            rows.append(
+                {
+                    "pid": pid, "parent": parent, "service": service, "title": _title(pid), "memory": _resident(pid),
+                    "shared_memory": memory, "cpu_seconds": cpu,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Return the CPU seconds that these processes and all below them have used, ended ones included."""
+    table = _processes()
+    return sum(table[pid]["own"] + table[pid]["ended"] for main in pids for pid in _tree(main, table))
+
+
+def titles_below(pid: int) -> list[str]:
+    """Return the titles of the children of a process."""
+    table = _processes()
+    return [_title(child) for child, entry in table.items() if entry["parent"] == pid]
+
+
+def environment_of(pid: int, names: list[str]) -> dict[str, str | None]:
+    """Return these variables of a process as it was started with."""
+    there = _environment_of(pid)
+    return {name: there.get(name) for name in names}
+
+
+def _processes() -> dict[int, dict[str, Any]]:
+    table = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            times = [int(ticks) / TICKS for ticks in fields[11:15]]
+            table[int(entry)] = {"parent": int(fields[1]), "own": times[0] + times[1], "ended": times[2] + times[3]}
+    return table
+
+
+def _tree(main: int, table: dict[int, dict[str, Any]]) -> list[int]:
+    members = [main] if main in table else []
+    for pid in members:
+        members += [child for child, entry in table.items() if entry["parent"] == pid]
+    return members
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return dict(part.split("=", 1) for part in file.read().decode(errors="replace").split("\0") if "=" in part)
+    except OSError:
+        return {}
+
+
+def _title(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = [word for word in file.read().decode(errors="replace").split("\0") if word]
+    except OSError:
+        return ""
+    if len(words) > 1 and "/" in words[0]:
+        words = [word.rsplit("/", 1)[-1] if word.startswith("/") else word for word in words]
+        words = words[1:] if words[0].startswith("python") else words
+    return " ".join(words).strip()
+
+
+def _resident(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * PAGE
+    except OSError:
+        return 0
+
+
+def _memory(pid: int) -> int:
+    """Return the memory of a process in bytes, shared pages counted in proportion where the kernel tells."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return _resident(pid)
+
+
+def clock() -> float:
+    """Return this node's time in epoch seconds."""
+    return time.time()
+
+
+def listeners() -> list[list[Any]]:
+    """Return [address, port] of every TCP socket that listens."""
+    shown = run(["ss", "-H", "-l", "-t", "-n"], check=False)["out"]
+    return [[local.rpartition(":")[0], int(local.rpartition(":")[2])] for local in (line.split()[3] for line in shown.splitlines())]
+
+
+def journal(unit: str, lines: int) -> str:
+    """Return the last lines that a unit printed, without the journal's own prefix."""
+    return run(["journalctl", "-q", "-o", "cat", "-n", str(lines), "-u", unit], check=False)["out"]
+
+
+# -- changing ---------------------------------------------------------------------------------------------------------
+
+
+def install_packages(names: list[str], proxy: str) -> None:
+    """Install packages of the distribution; none of their services is started by that."""
+    environment = {"DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": proxy, "https_proxy": proxy} if proxy else {})}
+    options = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2", "-o", "Dpkg::Options::=--force-confold"]
+    had_policy = os.path.exists(POLICY)
+    if not had_policy:
+        with open(POLICY, "w") as file:
+            file.write("#!/bin/sh\nexit 101\n")
+        os.chmod(POLICY, 0o755)
+    try:
+        command = ["apt-get", *options, "install", "-y", "-q", "--no-install-recommends", *names]
+        say({"progress": f"installing {', '.join(names)}"})
+        # The lists may be older than what the mirror still has.
+        first = run(command, environment=environment, check=False)
+        if first["code"]:
+            say({"progress": "asking the package mirror what there is"})
+            run(["apt-get", *options, "update", "-q"], environment=environment, check=False)
+            last = run(command, environment=environment, check=False)
+            if last["code"]:
+                lines = "\n".join(f"  {line}" for line in last["err"].strip().splitlines()[-6:])
+                raise Failure(f"The packages {', '.join(names)} could not be installed:\n{lines}",
+                              "check that the node reaches its package mirror (apt-get update), then run the same command again")  # fmt: skip
+    finally:
+        if not had_policy:
+            os.unlink(POLICY)
+
+
+def make_user(name: str, home: str) -> None:
+    """Make a system user that nobody can log in as."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        run(["useradd", "--system", "--user-group", "--home-dir", home, "--no-create-home", "--shell", "/usr/sbin/nologin", name])
+
+
+def make_folders(folders: dict[str, dict[str, str]]) -> None:
+    """Make folders with owner, group and mode, by path."""
+    for path, wanted in folders.items():
+        os.makedirs(path, exist_ok=True)
+        shutil.chown(path, wanted["owner"], wanted["group"])
+        os.chmod(path, int(wanted["mode"], 8))
+
+
+def write_files(files: dict[str, dict[str, str]]) -> None:
+    """Replace files in one step each; each has text, owner, group and mode."""
+    for path, wanted in files.items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.new"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(wanted["text"])
+        shutil.chown(temporary, wanted["owner"], wanted["group"])
+        os.chmod(temporary, int(wanted["mode"], 8))
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            # A container's /etc/hosts is a mount, which can be written but not replaced.
+            os.unlink(temporary)
+            with open(path, "w") as file:
+                file.write(wanted["text"])
+            os.chmod(path, int(wanted["mode"], 8))
+
+
+def remove(paths: list[str]) -> None:
+    """Remove files and folders; what is not there is no error."""
+    for path in paths:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+
+def names_in(folder: str, pattern: str) -> list[str]:
+    """Return the names of the files in a folder that match a pattern, sorted."""
+    return sorted(os.path.basename(path) for path in glob.glob(os.path.join(folder, pattern)))
+
+
+def read(path: str) -> str:
+    """Return the text of a file; empty when there is none."""
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def build_environment(path: str, wheelhouse: str, lock: str, current: str) -> None:
+    """Install the lock from the wheelhouse into a virtual environment, and make `current` lead to it in one step."""
+    uv = os.path.join(wheelhouse, "uv")
+    (wheel,) = glob.glob(os.path.join(wheelhouse, "uv-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = [name for name in archive.namelist() if re.fullmatch(r"uv-[^/]+\.data/scripts/uv", name)]
+        with archive.open(member) as source, open(uv, "wb") as target:
+            shutil.copyfileobj(source, target)
+    os.chmod(uv, 0o755)
+    remove([path])
+    cache = {"UV_CACHE_DIR": os.path.join(wheelhouse, "cache"), "UV_NO_CONFIG": "1", "UV_OFFLINE": "1"}
+    say({"progress": "installing Airflow from the wheelhouse"})
+    run([uv, "venv", "--quiet", "--no-python-downloads", "--python", sys.executable, path], environment=cache)
+    sync = [uv, "pip", "sync", "--quiet", "--no-index", "--find-links", wheelhouse, "--require-hashes", "--link-mode", "hardlink"]
+    run([*sync, "--python", f"{path}/bin/python", "-"], environment=cache, text=lock)
+    remove([wheelhouse])
+    with open(os.path.join(path, "complete"), "w") as file:
+        file.write("every package is there\n")
+    link(current, path)
+
+
+def link(name: str, path: str) -> None:
+    """Make the symbolic link `name` lead to `path`, in one step."""
+    if os.path.realpath(name) != path:
+        temporary = f"{name}.new"
+        remove([temporary])
+        os.symlink(path, temporary)
+        os.replace(temporary, name)
+
+
+def systemctl(verb: str, units: list[str]) -> None:
+    """Reload systemd, or start, stop, enable or disable units; stopping waits until they have ended."""
+    if verb == "daemon-reload" or units:
+        run(["systemctl", verb, *units])
+
+
+def start(units: list[str]) -> None:
+    """Start units and let them start with the node; those that failed before are given another chance."""
+    if units:
+        run(["systemctl", "reset-failed", *units], check=False)
+        run(["systemctl", "enable", "--quiet", *units], check=False)
+        done = run(["systemctl", "start", *units], check=False)
+        for unit in units:
+            if unit_state(unit)["active"] not in ("active", "activating"):
+                raise Failure(f"{unit} did not start: {done['err'].strip()}\n{journal(unit, 10)}", "read what it printed, above")
+
+
+def stop(units: list[str]) -> None:
+    """Stop units and keep them from starting with the node; returns when they have ended."""
+    if units:
+        run(["systemctl", "stop", *units], check=False)
+        run(["systemctl", "disable", "--quiet", *units], check=False)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    operation.__name__: operation
+    for operation in (
+        about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, install_packages,
+        make_user, make_folders, write_files, remove, names_in, read, build_environment, link, systemctl, start, stop, run,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    """Answer requests until nobody asks any more."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            say({"value": OPS[request["op"]](**request["args"])})
+        except Failure as failure:
+            say({"error": str(failure), "hint": failure.hint})
+        except OSError as error:
+            say({"error": f"{request['op']}: {error.strerror} ({error.filename})", "hint": "look at the node's disk and its folders"})
+
+
+if __name__ == "__main__":
+    main()

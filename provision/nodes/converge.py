@@ -1,0 +1,305 @@
+"""The steps that make the nodes what they should be; every one may be interrupted, and running it again goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from provision import wheelhouse
+from provision.errors import ProvisionError
+from provision.fleet import Fleet
+from provision.home import LabHome
+from provision.nodes import stores
+from provision.nodes.desired import Desired, RemoteFile, worker_text
+from provision.nodes.layout import POSTGRES_PORT, USER
+from provision.nodes.plan import CHRONY, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
+from provision.nodes.session import Nodes, Session
+from provision.readiness import ApiHealth, Ready, flower_answers
+
+Report = Callable[[str], None]
+START_SECONDS = 300
+# Debian starts these with their packages; the labs' own units take their place, and none of them may listen beside them.
+DISTRIBUTIONS_OWN = ("redis-server.service", "rabbitmq-server.service", "postgresql.service", "epmd.socket", "epmd.service")
+CREATE_CLUSTER = "/etc/postgresql-common/createcluster.conf"
+PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
+
+
+class Converge:
+    """One desired state, compared with what the nodes are and made real."""
+
+    def __init__(self, home: LabHome, desired: Desired, nodes: Nodes, ssh_config: Path) -> None:
+        self.home, self.desired, self.nodes, self.ssh_config = home, desired, nodes, ssh_config
+        self.control = nodes[desired.cluster.control.name]
+
+    def plan(self) -> list[Step]:
+        """Return what has to be done, changing nothing; every node is asked once."""
+        facts = self.nodes.each(lambda node: node.call("facts", **asked_of(self.desired, self.desired.nodes[node.name])))
+        return plan(self.desired, facts, self.control.call("read", path=self.desired.database_mark_path))
+
+    def apply(self, steps: list[Step], report: Report) -> None:
+        """Do what `plan` returned; raises ProvisionError with the failures of all nodes."""
+        self._prepare(steps, report)
+        self._stop(steps, report)
+        self._write(steps, report)
+        self._start_stores(steps, report)
+        self._migrate(steps, report)
+        self._start(steps, report)
+        self._resize(steps, report)
+
+    # -- what every node needs --------------------------------------------------------------------
+
+    def _prepare(self, steps: list[Step], report: Report) -> None:
+        missing = {step.node: step.why.split(", ") for step in steps if step.action == "install"}
+        if missing:
+            report(f"installing packages on {', '.join(missing)}")
+            proxy = os.environ.get(PROXY_VARIABLE, "")
+            self.nodes.each(lambda node: self._install_packages(node, missing[node.name], proxy, report), list(missing))
+        self.nodes.each(self._make_folders)
+        unbuilt = [step.node for step in steps if step.action == "build"]
+        if unbuilt:
+            about = self.desired.about
+            house = wheelhouse.fill(self.home, about.python, about.machine, report)
+            report(f"installing Airflow on {', '.join(unbuilt)}")
+            self.nodes.each(lambda node: self._build(node, house, report), unbuilt)
+
+    def _install_packages(self, node: Session, names: list[str], proxy: str, report: Report) -> None:
+        if "postgresql" in names:
+            text = "create_main_cluster = false\n"
+            node.call("write_files", files={CREATE_CLUSTER: RemoteFile(text, group="root", mode="0644").document})
+        node.call("install_packages", report, names=names, proxy=proxy)
+        node.call("stop", units=list(DISTRIBUTIONS_OWN))
+
+    def _make_folders(self, node: Session) -> None:
+        layout = self.desired.layout
+        node.call("make_user", name=USER, home=str(layout.airflow_home))
+        own, read_only = {"owner": USER, "group": USER, "mode": "0750"}, {"owner": "root", "group": USER, "mode": "0750"}
+        folders = {
+            str(layout.software): {"owner": "root", "group": "root", "mode": "0755"},
+            # Stores of other users have their files here, too.
+            str(layout.configuration): {"owner": "root", "group": "root", "mode": "0755"},
+            str(layout.configuration / "workers"): read_only,
+            str(layout.airflow_home): own,
+            str(layout.airflow_home / "logs"): own,
+            str(layout.airflow_home / "config"): read_only,
+            str(layout.airflow_home / "sqlite"): own,
+            str(layout.migrated): read_only,
+            str(layout.dags): read_only,
+            str(layout.specs): read_only,
+            str(layout.bytecode): own,
+        }
+        if node is self.control:
+            users = {"postgres": stores.POSTGRES_FOLDER, "redis": stores.REDIS_DATA, "rabbitmq": stores.RABBITMQ_DATA}
+            needed = {unit.service for unit in self.desired.nodes[node.name].units}
+            folders |= {path: {"owner": user, "group": user, "mode": "0700"} for user, path in users.items() if user in needed}
+        node.call("make_folders", folders=folders)
+
+    def _build(self, node: Session, house: Path, report: Report) -> None:
+        remote = str(self.desired.layout.software / "wheelhouse")
+        report(f"{node.name}: receiving the wheelhouse")
+        self._send_folder(node.name, house, remote)
+        node.call(
+            "build_environment", report, path=str(self.desired.environment_path), wheelhouse=remote,
+            lock=wheelhouse.requirements(house), current=str(self.desired.layout.current),
+        )  # fmt: skip
+
+    def _send_folder(self, node: str, folder: Path, remote: str) -> None:
+        # OpenSSH and tar: a copy through Python would take ten times as long.
+        there = f"sudo -n sh -c 'rm -rf {remote} && mkdir -p {remote} && tar -x -f - -C {remote}'"
+        command = f"tar -c -f - -C {shlex.quote(str(folder))} . | ssh -F {shlex.quote(str(self.ssh_config))} {node} {shlex.quote(there)}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        if done.returncode:
+            raise ProvisionError(
+                f"{node}: the wheelhouse could not be copied: {done.stderr.strip()[-300:]}",
+                "look at the node's disk (fab up shows the nodes), then run the same command again",
+            )
+
+    # -- stopping, writing ------------------------------------------------------------------------
+
+    def _stop(self, steps: list[Step], report: Report) -> None:
+        stopping = [step for step in steps if step.action in ("stop", "restart")]
+        for kind in (WORKERS, SERVICES, STORES):
+            chosen = [step for step in stopping if kind_of(self.desired, step.name) == kind]
+            if chosen:
+                report(
+                    f"stopping {', '.join(step.name for step in chosen)}"
+                    + (": tasks in hand are finished first" if kind == WORKERS else "")
+                )
+                self._on_nodes(chosen, "stop")
+        gone = [step for step in stopping if step.action == "stop"]
+        self.nodes.each(
+            lambda node: self._forget([step.name for step in gone if step.node == node.name], node), sorted({s.node for s in gone})
+        )
+
+    def _forget(self, services: Collection[str], node: Session) -> None:
+        layout = self.desired.layout
+        paths = [f"/etc/systemd/system/{layout.unit(name)}" for name in services] + [str(layout.worker_file(name)) for name in services]
+        node.call("remove", paths=paths)
+
+    def _on_nodes(self, steps: list[Step], op: str) -> None:
+        units = {
+            node: [self.desired.layout.unit(step.name) for step in steps if step.node == node] for node in {step.node for step in steps}
+        }
+        self.nodes.each(lambda node: node.call(op, units=units[node.name]), list(units))
+
+    def _write(self, steps: list[Step], report: Report) -> None:
+        if not steps:
+            return
+        report("writing files")
+        resized = {step.name for step in steps if step.action == "resize"}
+        clocks = {step.node for step in steps if step.action == "write" and CHRONY.rsplit("/", 1)[-1] in step.why}
+
+        def write(node: Session) -> None:
+            state = self.desired.nodes[node.name]
+            files = {path: file.document for path, file in state.files.items()}
+            files |= {
+                str(self.desired.layout.worker_file(name)): worker_text(worker).document
+                for name, worker in state.workers.items()
+                if name not in resized
+            }
+            node.call("write_files", files=files)
+            node.call("systemctl", verb="daemon-reload", units=[])
+            if node.name in clocks:
+                node.call("systemctl", verb="restart", units=["chrony.service"])
+
+        self.nodes.each(write)
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def _start_stores(self, steps: list[Step], report: Report) -> None:
+        names = self._starting(steps, STORES)
+        if "postgres" in names:
+            self._initialise_postgres(report)
+        if names:
+            report(f"starting {', '.join(names)}")
+            self.control.call("start", units=[self.desired.layout.unit(name) for name in names])
+        broker = self.desired.wanted.broker
+        if broker in names:
+            self._wait(Ready({broker: lambda: self._with_fleet(lambda fleet: fleet.reachable())}).missing, report)
+
+    def _initialise_postgres(self, report: Report) -> None:
+        data, major = stores.POSTGRES_DATA, self.desired.about.postgres_major
+        if self.control.call("read", path=f"{data}/PG_VERSION").strip() == str(major):
+            return
+        report("creating a PostgreSQL cluster")
+        self.control.call("remove", paths=[data, f"{data}.new", self.desired.database_mark_path])
+        initdb = [f"/usr/lib/postgresql/{major}/bin/initdb", "-D", f"{data}.new", "--auth-local=peer", "--auth-host=scram-sha-256"]
+        self.control.call("run", argv=[*initdb, "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"], user="postgres")
+        self.control.call("run", argv=["mv", f"{data}.new", data])
+
+    def _migrate(self, steps: list[Step], report: Report) -> None:
+        if not any(step.action == "migrate" for step in steps):
+            return
+        desired, layout = self.desired, self.desired.layout
+        kind = desired.wanted.variant.database
+        report(f"creating Airflow's tables in {kind}")
+        if kind == "postgres":
+            psql = [
+                "psql",
+                "-X",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "/run/airflow-postgres",
+                "-p",
+                str(self.postgres_port),
+                "-d",
+                "postgres",
+            ]
+            self.control.call("run", argv=psql, user="postgres", text=stores.database_sql(desired.secrets["database_password"]))
+        self.control.call(
+            "run", argv=[f"{layout.current}/bin/airflow", "db", "migrate"], user=USER, environment=self.airflow_environment({})
+        )
+        mark = RemoteFile(desired.database_mark)
+        self.control.call("write_files", files={desired.database_mark_path: mark.document})
+
+    @property
+    def postgres_port(self) -> int:
+        """The port on which PostgreSQL listens."""
+        return self.desired.layout.port(POSTGRES_PORT)
+
+    def airflow_environment(self, overlay: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables with which Airflow's own command is run on the control node."""
+        layout = self.desired.layout
+        path = f"{layout.current}/bin:/usr/local/bin:/usr/bin:/bin"
+        return {
+            **self.desired.environment,
+            "PYTHONPYCACHEPREFIX": str(layout.bytecode),
+            "PATH": path,
+            "HOME": str(layout.airflow_home),
+            **overlay,
+        }
+
+    def _start(self, steps: list[Step], report: Report) -> None:
+        begun = self.control.call("clock")
+        chosen = [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) != STORES]
+        if chosen:
+            report(f"starting {', '.join(step.name for step in chosen)}")
+            self._on_nodes(chosen, "start")
+        names = {step.name for step in chosen}
+        if any(step.action in ("start", "restart", "migrate", "resize") for step in steps):
+            self._wait_until_healthy({name: begun if name in names else 0.0 for name in self._services()}, report)
+
+    def _services(self) -> list[str]:
+        return [unit.service for state in self.desired.nodes.values() for unit in state.units]
+
+    def _wait_until_healthy(self, since: Mapping[str, float], report: Report) -> None:
+        placement = self.desired.placement
+        checks: dict[str, Callable[[], bool]] = {}
+        if placement.flower_port and self.desired.wanted.broker:
+            checks["flower"] = lambda: flower_answers(f"http://{placement.api_host}:{placement.flower_port}")
+        for worker in self.desired.wanted.workers:
+            checks[worker.name] = lambda name=worker.name: self._with_fleet(lambda fleet: name in fleet.answering([name]))
+        health, others = ApiHealth(placement.api_url, self.desired.secrets["api_password"]), Ready(checks)
+        self._wait(lambda: health.missing(since) or others.missing(), report)
+        health.warm_up()
+
+    def _wait(self, missing_now: Callable[[], list[str]], report: Report) -> None:
+        deadline, told = time.monotonic() + START_SECONDS, ""
+        while missing := missing_now():
+            self._require_not_failed(missing[0])
+            if time.monotonic() > deadline:
+                node, unit = self.desired.unit_of(missing[0])
+                lines = self.nodes[node].call("journal", unit=unit, lines=10)
+                raise ProvisionError(f"{missing[0]} on {node} was not ready within {START_SECONDS} s. The end of its log:\n{_indented(lines)}",
+                                     f"fab logs {missing[0]} --target vagrant")  # fmt: skip
+            if ", ".join(missing) != told:
+                told = ", ".join(missing)
+                report(f"waiting for {told}")
+            time.sleep(0.3)
+
+    def _require_not_failed(self, service: str) -> None:
+        node, unit = self.desired.unit_of(service)
+        state = self.nodes[node].call("states", units=[unit])[unit]
+        # systemd starts it again by itself; twice in a row is no accident.
+        if state["active"] == "failed" or state["restarts"] > 2:
+            lines = self.nodes[node].call("journal", unit=unit, lines=12)
+            raise ProvisionError(f"{service} on {node} ended (exit code {state['status']}). The end of its log:\n{_indented(lines)}",
+                                 f"fab logs {service} --target vagrant")  # fmt: skip
+
+    def _resize(self, steps: list[Step], report: Report) -> None:
+        for step in steps:
+            if step.action == "resize":
+                worker = self.desired.nodes[step.node].workers[step.name]
+                report(f"changing {step.name} to {worker}")
+                self._with_fleet(lambda fleet, worker=worker: fleet.resize(worker))
+                path = str(self.desired.layout.worker_file(step.name))
+                self.nodes[step.node].call("write_files", files={path: worker_text(worker).document})
+
+    def _starting(self, steps: list[Step], kind: str) -> list[str]:
+        return [step.name for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == kind]
+
+    def _with_fleet(self, ask):
+        fleet = Fleet(self.desired.placement.broker_url)
+        try:
+            return ask(fleet)
+        finally:
+            fleet.close()
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()) or "  (it printed nothing)"

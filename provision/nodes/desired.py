@@ -1,0 +1,289 @@
+"""What a variant should look like on the nodes: packages, files, units, and the installation file that describes it. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from provision import airflow
+from provision.airflow import AIRFLOW_SERVICES, API_USER, Placement, Service
+from provision.errors import ProvisionError
+from provision.home import REPOSITORY, LabHome
+from provision.nodes import stores, units
+from provision.nodes.layout import API_PORT, FLOWER_PORT, LOGS_PORT, POSTGRES_PORT, RABBITMQ_PORT, REDIS_PORT, USER, Layout
+from provision.nodes.units import Unit
+from provision.pins import airflow_lock, airflow_version
+from provision.topology import Cluster, Node
+from provision.variants import Wanted
+from provision.workers import Worker
+
+FILES = REPOSITORY / "provision" / "files"
+STORES = ("postgres", "redis", "rabbitmq")
+LOG_SERVER = "log-server"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a node."""
+
+    text: str
+    owner: str = "root"
+    group: str = USER
+    mode: str = "0640"
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """What the node is asked to compare with: the digest instead of the text."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        return {"sha256": digest, "owner": self.owner, "group": self.group, "mode": self.mode}
+
+    @property
+    def document(self) -> dict[str, str]:
+        """What the node is told to write."""
+        return {"text": self.text, "owner": self.owner, "group": self.group, "mode": self.mode}
+
+
+@dataclass(frozen=True)
+class About:
+    """What has to be known of the nodes before anything can be planned; the same on all of them."""
+
+    python: str
+    machine: str
+    distribution: str
+
+    @property
+    def postgres_major(self) -> int:
+        """The PostgreSQL that the distribution has; raises ProvisionError for one that was never tried."""
+        try:
+            return stores.POSTGRES_OF_DEBIAN[self.distribution]
+        except KeyError:
+            known = ", ".join(f"Debian {number}" for number in stores.POSTGRES_OF_DEBIAN)
+            raise ProvisionError(f"The nodes run a system that is not known here ({self.distribution}).", f"use a box of {known}") from None
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What one node should have."""
+
+    node: Node
+    packages: list[str]
+    files: dict[str, RemoteFile]
+    units: list[Unit]
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything that the installed variant should look like on the nodes."""
+
+    wanted: Wanted
+    cluster: Cluster
+    layout: Layout
+    about: About
+    placement: Placement
+    secrets: Mapping[str, str]
+    environment: Mapping[str, str]
+    nodes: dict[str, NodeState]
+
+    @property
+    def environment_path(self) -> PurePosixPath:
+        """The folder of the Airflow environment; its name says what is in it."""
+        return environment_path(self.layout, self.about)
+
+    @property
+    def database_mark(self) -> str:
+        """What is written down once the database is made and migrated: for which Airflow, and with which password."""
+        return f"{airflow_version()} {hashlib.sha256(self.placement.database_url.encode()).hexdigest()[:16]}\n"
+
+    @property
+    def database_mark_path(self) -> str:
+        return f"{self.layout.migrated}/{self.wanted.variant.database}"
+
+    def unit_of(self, service: str) -> tuple[str, str]:
+        """Return node and unit of a service; raises KeyError if there is none of that name."""
+        for state in self.nodes.values():
+            for unit in state.units:
+                if unit.service == service:
+                    return state.node.name, unit.name
+        raise KeyError(service)
+
+
+def environment_path(layout: Layout, about: About) -> PurePosixPath:
+    """Return the folder of the Airflow environment for this lock and these nodes."""
+    digest = hashlib.sha256(airflow_lock().read_bytes() + f"{about.python} {about.machine}".encode()).hexdigest()[:12]
+    return layout.software / f"airflow-{airflow_version()}-{digest}"
+
+
+def placed(workers: Collection[Worker], cluster: Cluster) -> dict[str, str]:
+    """Return the node of each Celery worker: the one of the same name, else one worker node after another."""
+    names = [node.name for node in cluster.workers]
+    others = [worker.name for worker in workers if worker.name not in names]
+    return {worker.name: worker.name for worker in workers if worker.name in names} | {
+        name: names[position % len(names)] for position, name in enumerate(others)
+    }
+
+
+def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About, secrets: Mapping[str, str]) -> Desired:
+    """Return what the variant should look like on the nodes."""
+    variant, control = wanted.variant, cluster.control
+    placement = Placement(
+        airflow_binary=Path(layout.current / "bin" / "airflow"),
+        airflow_home=Path(layout.airflow_home),
+        dags=Path(layout.dags),
+        api_host=control.address,
+        api_port=layout.port(API_PORT),
+        database_url=_database_url(wanted, cluster, layout, secrets),
+        broker_url=stores.broker_url(wanted.broker, control.address, _broker_port(layout, wanted.broker), secrets["broker_password"]),
+        flower_port=layout.port(FLOWER_PORT) if "flower" in variant.services else 0,
+    )
+    environment = airflow.render_environment(variant, placement, secrets, wanted.changes)
+    local_settings = "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
+    relevant = environment | {"airflow_local_settings.py": local_settings, "environment": str(environment_path(layout, about))}
+    common = _common_files(layout, environment, local_settings)
+    where = placed(wanted.workers, cluster)
+    aliases = {node.name: [name for name, at in where.items() if at == node.name and name != node.name] for node in cluster.nodes}
+    nodes = {}
+    for node in cluster.nodes:
+        files, own = dict(common), []
+        if node == control:
+            for texts, unit in _stores(wanted, cluster, layout, about, secrets):
+                files |= texts
+                own.append(unit)
+            own += _control_units(layout, wanted, relevant)
+            files[str(placement.passwords_file)] = RemoteFile(json.dumps({API_USER: secrets["api_password"]}) + "\n", USER, USER, "0600")
+        here = {worker.name: worker for worker in wanted.workers if where[worker.name] == node.name}
+        if here and node != control:
+            own.append(units.airflow_unit(layout, _log_server(node, layout), relevant, (), binary="uvicorn"))
+        own += [units.worker_unit(layout, worker, relevant) for worker in here.values()]
+        files |= {unit.path: RemoteFile(unit.text, group="root", mode="0644") for unit in own}
+        if not layout.instance:
+            files["/etc/hosts"] = RemoteFile(stores.hosts_file(cluster, node.name, aliases), group="root", mode="0644")
+            files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
+        packages = stores.packages_for(variant.services, wanted.broker, node == control)
+        nodes[node.name] = NodeState(node, packages, files, own, here)
+    return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes)
+
+
+def worker_text(worker: Worker) -> RemoteFile:
+    """Return a worker's own file; in the timeline a worker goes by its name."""
+    variables = airflow.worker_environment(worker) | {"AIRFLOW__CORE__HOSTNAME_CALLABLE": "lab_worker_name.worker_name"}
+    return RemoteFile(airflow.render_environment_file(variables))
+
+
+def _broker_port(layout: Layout, broker: str) -> int:
+    return layout.port(REDIS_PORT if broker == "redis" else RABBITMQ_PORT)
+
+
+def _database_url(wanted: Wanted, cluster: Cluster, layout: Layout, secrets: Mapping[str, str]) -> str:
+    if wanted.variant.database == "sqlite":
+        # A writer waits up to a minute for the one write lock, instead of the driver's five seconds.
+        return f"sqlite:///{layout.sqlite_file}" + ("" if wanted.variant.as_shipped else "?timeout=60")
+    # Celery's workers reach it over the network; without them, nobody but its own node does.
+    address = cluster.control.address if wanted.broker else "127.0.0.1"
+    return stores.database_url(address, layout.port(POSTGRES_PORT), secrets["database_password"])
+
+
+def _common_files(layout: Layout, environment: Mapping[str, str], local_settings: str) -> dict[str, RemoteFile]:
+    config, dags = layout.airflow_home / "config", REPOSITORY / "labs" / "dags"
+    texts = {
+        # Before the DAG file that imports them.
+        config / "dag_spec.py": (dags / "dag_spec.py").read_text(),
+        config / "dag_builder.py": (dags / "dag_builder.py").read_text(),
+        config / "airflow_local_settings.py": local_settings,
+        config / "lab_worker_name.py": (FILES / "lab_worker_name.py").read_text(),
+        layout.dags / "probes.py": (dags / "probes.py").read_text(),
+        layout.environment_file: airflow.render_environment_file(environment),
+    }
+    return {str(path): RemoteFile(text) for path, text in texts.items()}
+
+
+def _stores(
+    wanted: Wanted, cluster: Cluster, layout: Layout, about: About, secrets: Mapping[str, str]
+) -> list[tuple[dict[str, RemoteFile], Unit]]:
+    found = []
+    if "postgres" in wanted.variant.services:
+        texts = stores.postgres_files(layout, cluster, bool(wanted.broker), layout.port(POSTGRES_PORT))
+        found.append((_private(texts, "postgres"), stores.postgres_unit(layout, texts, about.postgres_major)))
+    port, password = _broker_port(layout, wanted.broker), secrets["broker_password"]
+    if wanted.broker == "redis":
+        texts = stores.redis_files(layout, cluster, port, password)
+        found.append((_private(texts, "redis"), stores.redis_unit(layout, texts)))
+    if wanted.broker == "rabbitmq":
+        texts = stores.rabbitmq_files(layout, cluster, port, password)
+        found.append((_private(texts, "rabbitmq"), stores.rabbitmq_unit(layout, texts)))
+    return found
+
+
+def _private(texts: Mapping[str, str], owner: str) -> dict[str, RemoteFile]:
+    return {path: RemoteFile(text, owner, owner, "0400" if path.endswith(".erlang.cookie") else "0600") for path, text in texts.items()}
+
+
+def _control_units(layout: Layout, wanted: Wanted, relevant: Mapping[str, str]) -> list[Unit]:
+    before = [name for name in (*wanted.variant.services, wanted.broker) if name in STORES]
+    chosen = [service for service in AIRFLOW_SERVICES if service.name in wanted.variant.services]
+    return [units.airflow_unit(layout, service, relevant, before) for service in chosen]
+
+
+def _log_server(node: Node, layout: Layout) -> Service:
+    # Airflow's own command for this listens on every interface (airflow/utils/serve_logs/core.py, 3.3.2).
+    arguments = (
+        "airflow.utils.serve_logs.log_server:get_app",
+        "--factory",
+        "--host",
+        node.address,
+        "--port",
+        str(LOGS_PORT),
+        "--no-access-log",
+    )
+    return Service(LOG_SERVER, arguments, "shows the API server the logs of tasks that ran here")
+
+
+def installation_document(desired: Desired, home: LabHome, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of the installation file; `nodes` is what was measured of each machine."""
+    wanted, placement, control = desired.wanted, desired.placement, desired.cluster.control
+    database: dict[str, object] = {"kind": wanted.variant.database}
+    if wanted.variant.database == "sqlite":
+        database["file"] = str(desired.layout.sqlite_file)
+    else:
+        database |= {"host": control.address, "port": desired.layout.port(POSTGRES_PORT), "name": stores.DATABASE, "user": stores.ROLE}
+    return {
+        "schema": 1,
+        "variant": wanted.variant.name,
+        "summary": wanted.variant.summary,
+        "target": "vagrant",
+        "executor": wanted.variant.executor,
+        "versions": {"airflow": airflow_version(), "python": desired.about.python},
+        "api": {"url": placement.api_url, "user": API_USER, "credentials": str(home.secrets)},
+        "database": database,
+        "dag_folder": str(desired.layout.dags),
+        "spec_folder": str(desired.layout.specs),
+        "task_logs": str(desired.layout.airflow_home / "logs"),
+        "home": str(home.root),
+        "settings": airflow.public_settings(wanted.variant, wanted.changes),
+        "changes": dict(wanted.changes),
+        **_celery_document(desired),
+        "services": [
+            {
+                "name": unit.service, "node": state.node.name, "log": f"journal of {unit.name}",
+                "purpose": unit.text.splitlines()[1].partition("=")[2],
+            }
+            for state in desired.nodes.values() for unit in state.units
+        ],
+        "nodes": nodes,
+    }  # fmt: skip
+
+
+def _celery_document(desired: Desired) -> dict[str, Any]:
+    wanted, address = desired.wanted, desired.cluster.control.address
+    if not wanted.broker:
+        return {"broker": None, "workers": [], "flower": None}
+    where = placed(wanted.workers, desired.cluster)
+    return {
+        "broker": {"kind": wanted.broker, "host": address, "port": _broker_port(desired.layout, wanted.broker)},
+        "workers": [worker.document() | {"node": where[worker.name]} for worker in wanted.workers],
+        "flower": {"url": f"http://{address}:{desired.placement.flower_port}", "user": API_USER},
+    }

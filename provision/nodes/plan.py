@@ -1,0 +1,89 @@
+"""What separates the nodes from the desired state. All pure: facts in, steps out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from provision.nodes.desired import Desired, NodeState, worker_text
+from provision.target import Change
+
+CHRONY = "/etc/chrony/conf.d/airflow-labs.conf"
+# In which order services are stopped; they start the other way round.
+WORKERS, SERVICES, STORES = "workers", "services", "stores"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to be done on one node."""
+
+    node: str
+    action: str
+    name: str
+    why: str
+
+    @property
+    def change(self) -> Change:
+        """The step as people read it."""
+        return Change(self.action, self.name, f"{self.why} ({self.node})")
+
+
+def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
+    """Return the arguments with which a node's agent is asked for its facts."""
+    files = {path: file.wanted for path, file in state.files.items()}
+    files |= {str(desired.layout.worker_file(name)): worker_text(worker).wanted for name, worker in state.workers.items()}
+    return {
+        "packages": state.packages,
+        "files": files,
+        "units": [unit.name for unit in state.units],
+        "ours": f"{desired.layout.unit_prefix}*.service",
+        "environment": f"{desired.environment_path}/complete",
+        "current": str(desired.layout.current),
+    }
+
+
+def plan(desired: Desired, facts: Mapping[str, Mapping[str, Any]], database_mark: str) -> list[Step]:
+    """Return what has to be done, node by node; nothing, if every node is as it should be."""
+    steps = []
+    for name, state in desired.nodes.items():
+        steps += _node_steps(desired, state, facts[name])
+    if database_mark != desired.database_mark:
+        why = "Airflow's tables are not there, or of another version or password"
+        steps.append(Step(desired.cluster.control.name, "migrate", f"database {desired.wanted.variant.database}", why))
+    return steps
+
+
+def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) -> list[Step]:
+    node, steps = state.node.name, []
+    if facts["packages"]:
+        steps.append(Step(node, "install", "packages", ", ".join(facts["packages"])))
+    if not facts["environment"]:
+        steps.append(Step(node, "build", "environment", f"{desired.environment_path.name} is not there"))
+    worker_files = {str(desired.layout.worker_file(name)): name for name in state.workers}
+    stale = [path for path in facts["files"] if path not in worker_files]
+    for unit in facts["others"]:
+        service = unit.removeprefix(desired.layout.unit_prefix).removesuffix(".service")
+        steps.append(Step(node, "stop", service, "not part of the variant"))
+    if stale:
+        shown = ", ".join(path.rsplit("/", 1)[-1] for path in stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else "")
+        steps.append(Step(node, "write", "files", shown))
+    resized = {worker_files[path] for path in facts["files"] if path in worker_files}
+    for unit in state.units:
+        seen = facts["units"][unit.name]
+        if seen["active"] != "active":
+            steps.append(Step(node, "start", unit.service, "not running" if not seen["sub"] else f"not running: {seen['sub']}"))
+        elif seen["digest"] != unit.digest:
+            steps.append(Step(node, "restart", unit.service, "its settings changed"))
+        elif unit.service in resized:
+            steps.append(Step(node, "resize", unit.service, f"becomes {state.workers[unit.service]}"))
+    return steps
+
+
+def kind_of(desired: Desired, service: str) -> str:
+    """Return in which group a service is stopped: workers finish their tasks while everything that they need still runs."""
+    if service in ("postgres", "redis", "rabbitmq"):
+        return STORES
+    known = {name for state in desired.nodes.values() for name in state.workers}
+    others = {"api-server", "scheduler", "dag-processor", "triggerer", "flower", "log-server", "haproxy"}
+    return WORKERS if service in known or service not in others else SERVICES

@@ -1,0 +1,382 @@
+"""The vagrant target: Airflow as systemd services on the cluster's nodes, over SSH."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from provision import airflow, inventory, secret_store
+from provision.airflow import check_changes
+from provision.errors import ProvisionError, UsageError
+from provision.fleet import Fleet
+from provision.home import LabHome, read_json, write_private
+from provision.local.processes import IDLE, WORKER_TITLE
+from provision.lock import exclusive
+from provision.machines import Machines
+from provision.nodes import clocks, stores
+from provision.nodes.converge import Converge
+from provision.nodes.desired import About, Desired, RemoteFile, desired_state, installation_document
+from provision.nodes.layout import USER, Layout
+from provision.nodes.session import Nodes, Session
+from provision.target import Change, ProcessInfo, Report, ServiceStatus
+from provision.topology import read_cluster
+from provision.variants import Wanted, wanted
+from provision.workers import Worker, worker_from
+
+FOLDER = "nodes"
+STATES = {"active": "RUNNING", "activating": "STARTING", "deactivating": "STOPPING", "failed": "FAILED", "inactive": "STOPPED"}
+
+
+def _silent(text: str) -> None:
+    """Report nothing."""
+
+
+def nodes_home(shared: LabHome) -> LabHome:
+    """Return the home of the installation on the nodes: beside the local one, so that neither disturbs the other."""
+    return LabHome(root=shared.root / FOLDER, shared=shared.root)
+
+
+class NodesTarget:
+    """Airflow on the nodes of the cluster."""
+
+    name = "vagrant"
+
+    def __init__(self, home: LabHome) -> None:
+        self.home = home
+        self.shared = LabHome(root=home.shared, shared=home.shared)
+        self.layout = Layout("" if home == nodes_home(self.shared) else home.root.name)
+        self.cluster = read_cluster()
+        self.machines = Machines(self.shared, self.cluster)
+        self._nodes: Nodes | None = None
+        self._about: About | None = None
+        self._fleets: dict[str, Fleet] = {}
+
+    # -- the interface of every target ------------------------------------------------------------
+
+    def plan(
+        self,
+        variant: str,
+        changes: Mapping[str, str] | None = None,
+        *,
+        broker: str | None = None,
+        workers: Iterable[Worker] | None = None,
+    ) -> list[Change]:
+        """Return what `install` would do now, changing nothing."""
+        asked = wanted(variant, changes, broker, workers)
+        check_changes(asked.changes, asked.variant)
+        return [step.change for step in self._converge(self._desired(asked)).plan()]
+
+    def install(
+        self,
+        variant: str,
+        changes: Mapping[str, str] | None = None,
+        report: Report = _silent,
+        *,
+        broker: str | None = None,
+        workers: Iterable[Worker] | None = None,
+    ) -> list[Change]:
+        """Make the variant run on the nodes; return what had to be done. Running it again finishes an interrupted install."""
+        asked = wanted(variant, changes, broker, workers)
+        check_changes(asked.changes, asked.variant)
+        with exclusive(self.home, f"fab install {variant} --target {self.name}"):
+            return self._install(asked, report)
+
+    def set_workers(self, workers: Iterable[Worker], report: Report = _silent) -> list[Change]:
+        """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""
+        with exclusive(self.home, "fab workers"):
+            installed = self._require_installed()
+            asked = wanted(installed["variant"], installed["changes"], (installed.get("broker") or {}).get("kind"), workers)
+            desired = self._desired(asked)
+            converge = self._converge(desired)
+            steps = converge.plan()
+            names = {worker.name for worker in (*self._workers(), *asked.workers)}
+            others = [step for step in steps if step.name not in names and step.action in ("stop", "start", "restart", "migrate", "build")]
+            if others:
+                raise ProvisionError(
+                    f"More than workers would change: {others[0].change}.",
+                    f"fab install {installed['variant']} --target {self.name}, then this again",
+                )
+            converge.apply(steps, report)
+            self._write_installation(desired)
+            return [step.change for step in steps if step.name in names]
+
+    def put_spec(self, name: str, text: str) -> None:
+        """Put a probe's document into the DAG folder of every node, in one step on each."""
+        path = f"{self.layout.specs}/{name}.json"
+        self.nodes.each(lambda node: node.call("write_files", files={path: RemoteFile(text).document}))
+
+    def remove_spec(self, name: str) -> None:
+        """Take a probe's document out of the DAG folders again."""
+        self.nodes.each(lambda node: node.call("remove", paths=[f"{self.layout.specs}/{name}.json"]))
+
+    def spec_names(self) -> list[str]:
+        """Return the names of the probes whose documents are in a DAG folder, sorted."""
+        found = self.nodes.each(lambda node: node.call("names_in", folder=str(self.layout.specs), pattern="*.json"))
+        return sorted({name.removesuffix(".json") for names in found.values() for name in names})
+
+    def installed(self) -> dict[str, Any] | None:
+        """Return the content of the installation file, None unless an install ran to its end."""
+        return read_json(self.home.installation) or None
+
+    def status(self) -> list[ServiceStatus]:
+        """Return every service of the installed variant; empty when nothing is installed."""
+        units = self._units()
+        seen = self.nodes.each(lambda node: node.call("states", units=list(units.get(node.name, {}).values())))
+        rows = []
+        for node, services in units.items():
+            for service, unit in services.items():
+                state = seen[node][unit]
+                detail = "" if state["active"] == "active" else f"{state['result']}, exit code {state['status']}"
+                name = STATES.get(state["active"], state["active"].upper())
+                rows.append(ServiceStatus(service, node, name, state["pid"], state["memory"], f"journal of {unit}", detail))
+        return rows
+
+    def processes(self) -> list[ProcessInfo]:
+        """Return every process of the installation, parents before children, node by node."""
+        pids = self._pids()
+        found = self.nodes.each(lambda node: node.call("process_table", services=pids.get(node.name, {})))
+        return [ProcessInfo(**row) for rows in found.values() for row in rows]
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that the running services have used so far, ended processes below them included."""
+        pids = self._pids()
+        return sum(self.nodes.each(lambda node: node.call("cpu_seconds", pids=list(pids.get(node.name, {}).values()))).values())
+
+    def tasks_in_hand(self) -> int | None:
+        """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
+        if self._broker():
+            return self._fleet().in_hand(self._workers())
+        scheduler = self._pids().get(self.cluster.control.name, {}).get("scheduler")
+        titles = self._control.call("titles_below", pid=scheduler) if scheduler else []
+        workers = [title for title in titles if title.startswith(WORKER_TITLE)]
+        return sum(IDLE not in title for title in workers) if workers else None
+
+    def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
+        """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
+        queues = {queue for worker in self._workers() for queue in worker.queues} | set(also)
+        return self._fleet().waiting(sorted(queues)) if self._broker() else {}
+
+    def workers_seen(self) -> dict[str, dict[str, Any]]:
+        """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
+        names = [worker.name for worker in self._workers()]
+        queues, concurrency = self._fleet().queues(names), self._fleet().concurrency(names)
+        return {
+            name: {"concurrency": concurrency[name], "queues": queues[name]} for name in names if name in queues and name in concurrency
+        }
+
+    def query(self, sql: str) -> list[list[str]]:
+        """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
+        database = self._require_installed()["database"]
+        if database["kind"] != "postgres":
+            raise ProvisionError("Only a PostgreSQL database can be asked.", f"fab install postgres --target {self.name}")
+        psql = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "/run/airflow-postgres", "-p", str(database["port"])]
+        printed = self._control.call("run", argv=[*psql, "-d", stores.DATABASE], user="postgres", text=sql + "\n")["out"]
+        return [line.split("|") for line in printed.strip().splitlines()]
+
+    def live_settings(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Return the values of settings ("section.key") with which the running scheduler was started."""
+        pid = self._pids()[self.cluster.control.name]["scheduler"]
+        variables = {airflow.variable_name(name): name for name in names}
+        found = self._control.call("environment_of", pid=pid, names=list(variables))
+        return {variables[variable]: value for variable, value in found.items()}
+
+    def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> tuple[str, str]:
+        """Return what Airflow's own command prints on the control node, standard output and error, with `changes` on top."""
+        desired = self._desired(self._asked_again())
+        overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
+        done = self._control.call(
+            "run", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
+            environment=self._converge(desired).airflow_environment(overlay),
+        )  # fmt: skip
+        return done["out"], done["err"]
+
+    def require_alive(self, but: Iterable[str] = ()) -> None:
+        """Raise ProvisionError, with the end of its log, if a service of the installation has ended, or its broker is full."""
+        pids = self._pids()
+        if not pids:
+            raise ProvisionError("Nothing is installed on the nodes.", f"fab install VARIANT --target {self.name}")
+        ended = self.nodes.each(lambda node: node.call("alive", pids=pids.get(node.name, {})))
+        for node, names in ended.items():
+            for service in set(names) - set(but):
+                raise ProvisionError(
+                    f"{service} on {node} ended. The end of its log:\n{self.logs(service, 10)}", f"fab logs {service} --target {self.name}"
+                )
+        memory = self._fleet().memory() if self._broker() else None
+        if memory and memory[1] and memory[0] >= memory[1]:
+            raise ProvisionError(
+                f"The broker's memory is full: {memory[0] / 2**20:.0f} of {memory[1] / 2**20:.0f} MiB; it refuses new messages, "
+                "and Airflow fails the tasks that it cannot send.",
+                f"fab logs redis --target {self.name}",
+            )
+
+    def logs(self, service: str, lines: int = 50) -> str:
+        """Return the last lines that a service printed; raises UsageError for one that there is not."""
+        for node, services in self._units().items():
+            if service in services:
+                return self.nodes[node].call("journal", unit=services[service], lines=lines).rstrip()
+        known = sorted(name for services in self._units().values() for name in services)
+        raise UsageError(f"There is no service called {service!r}.", f"choose one of: {', '.join(known) or '(nothing is installed)'}")
+
+    def stop(self, report: Report = _silent) -> int:
+        """Stop every service of Airflow, workers first; the nodes stay up. Returns how many services ran."""
+        with exclusive(self.home, f"fab stop --target {self.name}"):
+            running = [row for row in self.status() if row.running]
+            report("stopping services")
+            pattern = f"{self.layout.unit_prefix}*.service"
+
+            def stop(node: Session, some: Iterable[str]) -> None:
+                node.call(
+                    "stop",
+                    units=[unit for unit in node.call("names_in", folder="/etc/systemd/system", pattern=pattern) if unit in set(some)],
+                )
+
+            units = self._units()
+            stored = {"postgres", "redis", "rabbitmq"}
+            workers = {worker.name for worker in self._workers()}
+            for chosen in (lambda name: name in workers, lambda name: name not in workers | stored, lambda name: name in stored):
+                self.nodes.each(
+                    lambda node, chosen=chosen: stop(node, [unit for name, unit in units.get(node.name, {}).items() if chosen(name)])
+                )
+            write_private(self._services_file, "{}\n")
+            return len(running)
+
+    def destroy(self, report: Report = _silent) -> None:
+        """Remove the machines with everything on them; of a second installation, only what is its own."""
+        if self.layout.instance:
+            self._remove_instance(report)
+        else:
+            self.close()
+            self.machines.destroy(report)
+        for path in self.home.contents():
+            if path.is_file():
+                path.unlink()
+        current = read_json(self.shared.installation)
+        if current.get("home") == str(self.home.root):
+            self.shared.installation.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the connections to the nodes."""
+        if self._nodes:
+            self._nodes.close()
+            self._nodes = None
+
+    # -- the nodes --------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes, connected; raises ProvisionError that names each that cannot be reached."""
+        if self._nodes is None:
+            opened = inventory.connections(self.machines)
+            self._nodes = Nodes({name: Session(name, connection) for name, connection in opened.items()})
+        return self._nodes
+
+    @property
+    def _control(self) -> Session:
+        return self.nodes[self.cluster.control.name]
+
+    def _about_nodes(self) -> tuple[About, dict[str, dict[str, Any]]]:
+        seen = self.nodes.each(lambda node: node.call("about"))
+        kinds = {About(entry["python"], entry["machine"], entry["distribution"]) for entry in seen.values()}
+        if len(kinds) > 1:
+            raise ProvisionError(
+                "The nodes are not alike: " + "; ".join(f"{name}: {entry}" for name, entry in seen.items()), "use one box for all nodes"
+            )
+        return kinds.pop(), seen
+
+    # -- install ----------------------------------------------------------------------------------
+
+    def _desired(self, asked: Wanted) -> Desired:
+        self.home.prepare()
+        if self._about is None:
+            self._about = self._about_nodes()[0]
+        return desired_state(asked, self.cluster, self.layout, self._about, secret_store.load_or_create(self.home))
+
+    def _converge(self, desired: Desired) -> Converge:
+        return Converge(self.shared, desired, self.nodes, self.machines.ssh_config())
+
+    def _install(self, asked: Wanted, report: Report) -> list[Change]:
+        report("looking at the nodes")
+        desired = self._desired(asked)
+        converge = self._converge(desired)
+        steps = converge.plan()
+        if steps:
+            # Labs must not take a half-changed installation for one.
+            self.home.installation.unlink(missing_ok=True)
+            converge.apply(steps, report)
+        self._write_installation(desired)
+        return [step.change for step in steps]
+
+    def _write_installation(self, desired: Desired) -> None:
+        about, seen = self._about_nodes()
+        offsets = self.nodes.each(clocks.measured)
+        nodes = [
+            {
+                "name": node.name, "address": node.address, "roles": list(node.roles),
+                "cores": seen[node.name]["cores"], "memory_gib": round(seen[node.name]["memory_mib"] / 1024, 1), **offsets[node.name],
+            }
+            for node in self.cluster.nodes
+        ]  # fmt: skip
+        units = {state.node.name: {unit.service: unit.name for unit in state.units} for state in desired.nodes.values()}
+        write_private(self._services_file, json.dumps({"units": units}, sort_keys=True) + "\n")
+        states = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
+        pids = {node: {service: states[node][unit]["pid"] for service, unit in services.items()} for node, services in units.items()}
+        write_private(self._services_file, json.dumps({"units": units, "pids": pids}, sort_keys=True) + "\n")
+        text = json.dumps(installation_document(replace(desired, about=about), self.home, nodes), indent=1, sort_keys=True) + "\n"
+        write_private(self.home.installation, text)
+        if not self.layout.instance:
+            # What `labs` works with is the installation that was made or looked after last.
+            write_private(self.shared.installation, text)
+
+    def _remove_instance(self, report: Report) -> None:
+        report(f"removing the second installation {self.layout.instance}")
+
+        def remove(node: Session) -> None:
+            units = node.call("names_in", folder="/etc/systemd/system", pattern=f"{self.layout.unit_prefix}*.service")
+            node.call("stop", units=units)
+            paths = [f"/etc/systemd/system/{unit}" for unit in units]
+            node.call("remove", paths=[*paths, str(self.layout.configuration), str(self.layout.airflow_home)])
+            node.call("systemctl", verb="daemon-reload", units=[])
+
+        self.nodes.each(remove)
+
+    # -- what is installed ------------------------------------------------------------------------
+
+    @property
+    def _services_file(self):
+        return self.home.state / "services.json"
+
+    def _units(self) -> dict[str, dict[str, str]]:
+        return read_json(self._services_file).get("units", {})
+
+    def _pids(self) -> dict[str, dict[str, int]]:
+        return read_json(self._services_file).get("pids", {})
+
+    def _require_installed(self) -> dict[str, Any]:
+        installed = self.installed()
+        if installed is None:
+            raise ProvisionError("No variant is installed on the nodes.", f"fab install VARIANT --target {self.name}")
+        return installed
+
+    def _asked_again(self) -> Wanted:
+        installed = self._require_installed()
+        broker = (installed.get("broker") or {}).get("kind")
+        return wanted(installed["variant"], installed["changes"], broker, self._workers() or None)
+
+    def _broker(self) -> str:
+        return ((self.installed() or {}).get("broker") or {}).get("kind", "")
+
+    def _workers(self) -> tuple[Worker, ...]:
+        listed = (self.installed() or {}).get("workers") or []
+        return tuple(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in listed)
+
+    def _fleet(self) -> Fleet:
+        broker = (self.installed() or {}).get("broker")
+        if not broker:
+            raise UsageError("The installed variant has no Celery workers.", f"fab install celery --target {self.name}")
+        password = secret_store.load_or_create(self.home)["broker_password"]
+        url = stores.broker_url(broker["kind"], broker["host"], broker["port"], password)
+        if self._fleets.get(url) is None:
+            self._fleets = {url: Fleet(url)}
+        return self._fleets[url]
