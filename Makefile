@@ -7,10 +7,10 @@ export LAB_HOME
 BIN := $(LAB_HOME)/control/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab notebook test lint lock clean
+.PHONY: help setup lab notebook test test-cluster lint lock clean
 
 help:  ## Show what can be made
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo "Then, for everything else: . .lab/control/bin/activate   and   labs --help   fab --list"
 
 setup:  ## Make the control environment (once; the other targets do it by themselves)
@@ -25,6 +25,9 @@ notebook: setup  ## Start Airflow, on PostgreSQL unless another variant is insta
 
 test: setup  ## Run all tests: units, notebooks, and the labs on a real Airflow
 	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/python" -m pytest $(TESTS)
+
+test-cluster: setup  ## Run the tests that bring up the three machines, with whichever provider there is
+	@"$(BIN)/python" -m pytest $(or $(TESTS),tests/cluster $(wildcard tests/nodes))
 
 lint: setup  ## Check and format the code, strip notebook outputs
 	@"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format . && "$(BIN)/nbstripout" notebooks/*.ipynb

@@ -62,7 +62,9 @@ def require_free_range(cluster: Cluster, own_containers: Iterable[str], running:
     if found := conflict(network, taken, own, share=not docker):
         raise ProvisionError(
             f"The address range {cluster.network} is already in use: {found.by} has {found.network}.",
-            f"choose a free range: {NETWORK_VARIABLE}=10.11.12.0/24 fab up, or change network in the machine table",
+            # VirtualBox allows only the ranges from 192.168.56 to 192.168.63 by itself.
+            f"choose a free range: {NETWORK_VARIABLE}={'10.11.12.0/24' if docker else '192.168.61.0/24'} fab up, "
+            "or change network in the machine table",
         )
     if not docker and any(_SHARED.fullmatch(other.interface) and other.network == network for other in taken):
         _require_free_addresses(cluster, set(running))
@@ -74,7 +76,7 @@ def _require_free_addresses(cluster: Cluster, running: set[str]) -> None:
         if node.name not in running and answers(node.address):
             raise ProvisionError(
                 f"The address {node.address} of {node.name} is already used by another machine in the same network.",
-                f"stop that machine, or choose a free range: {NETWORK_VARIABLE}=192.168.57.0/24 fab up",
+                f"stop that machine, or choose a free range: {NETWORK_VARIABLE}=192.168.61.0/24 fab up",
             )
 
 

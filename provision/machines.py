@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
-import vagrant
 
 from provision import inventory
 from provision.address_range import require_free_range
@@ -23,6 +22,9 @@ from provision.lock import exclusive
 from provision.providers import choose_provider, require_vagrant
 from provision.topology import Cluster
 from provision.vagrant_command import log_path, progress_of, vagrant_folder, vagrant_for
+
+if TYPE_CHECKING:
+    import vagrant
 
 Report = Callable[[str], None]
 RUNNING = "running"

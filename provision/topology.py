@@ -92,7 +92,7 @@ def parse_cluster(text: str, source: str, network: str | None = None) -> Cluster
     table = _Table(source)
     document = table.mapping(_load(text, source), "the table", ("network", "nodes"))
     if network:
-        span = _Table(f"the variable {NETWORK_VARIABLE}").network(network, NETWORK_VARIABLE)
+        span = _Table("the environment").network(network, NETWORK_VARIABLE)
     else:
         span = table.network(document["network"], "network")
     listed = document["nodes"]

@@ -9,14 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import vagrant
 import yaml
 
 from provision.errors import ProvisionError
 from provision.home import REPOSITORY, LabHome, write_private
 from provision.topology import CLUSTER_VARIABLE, NETWORK_VARIABLE, Cluster
+
+if TYPE_CHECKING:
+    import vagrant
 
 DOTFILE_VARIABLE = "VAGRANT_DOTFILE_PATH"
 _LINES_OF_AN_ERROR = 12
@@ -40,6 +42,9 @@ def log_path(home: LabHome) -> Path:
 @contextlib.contextmanager
 def vagrant_for(home: LabHome, folder: Path, cluster: Cluster, what: str) -> Iterator[tuple[vagrant.Vagrant, IO[bytes]]]:
     """Give python-vagrant's object and the log that it writes to; when Vagrant fails at `what`, raise ProvisionError."""
+    # When it is imported, python-vagrant complains on standard error if there is no Vagrant, which only this here needs.
+    import vagrant
+
     home.prepare()
     with log_path(home).open("wb", buffering=0) as log, tempfile.TemporaryFile() as errors:
 
