@@ -97,7 +97,7 @@ class Desired:
     @property
     def database_mark(self) -> str:
         """What is written down once the database is made and migrated: for which Airflow, and with which password."""
-        return f"{airflow_version()} {hashlib.sha256(self.placement.database_url.encode()).hexdigest()[:16]}\n"
+        return f"{airflow_version()} {hashlib.sha256(self.secrets['database_password'].encode()).hexdigest()[:16]}\n"
 
     @property
     def database_mark_path(self) -> str:
