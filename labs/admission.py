@@ -54,8 +54,25 @@ Used = Counter[tuple[int, Hashable]]
 def fill(candidates: list[Candidate], limits: list[Limit], batch: int) -> tuple[int, int]:
     """Return how many candidates run, and how many are admitted but find no worker."""
     sent = admitted(candidates, limits, batch)
+    running = started(sent, limits)
+    return running, len(sent) - running
+
+
+def started(sent: list[Candidate], limits: list[Limit]) -> int:
+    """Return how many of the candidates that the executor was handed find a worker."""
     running, _ = _admit(sent, [limit for limit in limits if limit.at_workers], Counter())
-    return len(running), len(sent) - len(running)
+    return len(running)
+
+
+def used_up(sent: list[Candidate], limits: list[Limit]) -> list[Limit]:
+    """Return those limits at workers that have no room left for one of the candidates that the executor was handed.
+
+    Only these can have refused one.
+    """
+    at_workers, used = [limit for limit in limits if limit.at_workers], Counter()
+    _admit(sent, at_workers, used)
+    full = {number for (number, _), weight in used.items() if weight >= at_workers[number].cap}
+    return [limit for number, limit in enumerate(at_workers) if number in full or limit.cap <= 0]
 
 
 def admitted(candidates: list[Candidate], limits: list[Limit], batch: int) -> list[Candidate]:

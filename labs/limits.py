@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labs.admission import Candidate, Limit, admitted, fill
+from labs.admission import Candidate, Limit, admitted, fill, started, used_up
 from labs.errors import LabError
 from labs.spec import Group, Spec
-from labs.worker_limits import DEFAULT_QUEUE, Capacity, capacities, outcomes, queue_of, worker_limits
+from labs.worker_limits import capacities, default_queue, outcomes, queue_of, worker_limits
 
 LOCAL, CELERY = "LocalExecutor", "CeleryExecutor"
 
@@ -51,10 +51,12 @@ def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], w
     limits = limits_of(spec, settings, pools, workers)
     candidates = candidates_of(spec, settings)
     batch = _batch(settings, pools)
-    running, queued = fill(candidates, limits, batch)
+    sent = admitted(candidates, limits, batch)
+    running = started(sent, limits)
+    queued = len(sent) - running
     if settings["core.executor"] == CELERY:
-        _require_certainty(admitted(candidates, limits, batch), capacities(workers, settings))
-    binding = _binding(candidates, limits, running, batch)
+        _require_certainty(sent, workers, settings)
+    binding = _binding(candidates, limits, sent, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
     return Prediction(
@@ -86,8 +88,8 @@ def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int],
     """Return every limit that could cap this probe."""
     limits = [_parallelism(settings), _max_active_tasks(spec, settings)]
     if settings["core.executor"] == CELERY:
-        queues = {group.queue or DEFAULT_QUEUE for group in spec.groups if not group.after}
-        limits += worker_limits(capacities(workers, settings), queues)
+        queues = {group.queue or default_queue(settings) for group in spec.groups if not group.after}
+        limits += worker_limits(capacities(workers, settings), queues, settings)
     for pool in spec.pools():
         if pool not in pools:
             raise LabError(f"Pool {pool!r} does not exist.", f"create it first: lab.pool({pool!r}, slots=3)")
@@ -118,8 +120,8 @@ def _parallelism(settings: Mapping[str, str]) -> Limit:
     )
 
 
-def _require_certainty(sent: Sequence[Candidate], workers: Sequence[Capacity]) -> None:
-    least, most = outcomes(Counter(queue_of(candidate) for candidate in sent), workers)
+def _require_certainty(sent: Sequence[Candidate], workers: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> None:
+    least, most = outcomes(Counter(queue_of(candidate, settings) for candidate in sent), capacities(workers, settings))
     if least != most:
         raise LabError(
             f"Between {least} and {most} tasks will run: it depends on chance which worker takes which message first.",
@@ -175,15 +177,26 @@ def _batch(settings: Mapping[str, str], pools: Mapping[str, int]) -> int:
     return int(min(parallelism, query or parallelism, max(free, 1)))
 
 
-def _binding(candidates: list[Candidate], limits: list[Limit], running: int, batch: int) -> list[Limit]:
+def _binding(candidates: list[Candidate], limits: list[Limit], sent: list[Candidate], batch: int) -> list[Limit]:
     """Return the limits without which more would run: each one alone, or else those that bind only together."""
+    running = started(sent, limits)
     if running == len(candidates):
         return []
-    alone = [limit for limit in limits if fill(candidates, [other for other in limits if other is not limit], batch)[0] > running]
-    if alone:
+    full = used_up(sent, limits)
+
+    def without(limit: Limit) -> int:
+        if limit.at_workers:
+            # What is sent does not depend on it, and a limit with room left refused nothing.
+            return started(sent, [other for other in full if other is not limit]) if limit in full else running
+        return fill(candidates, [other for other in limits if other is not limit], batch)[0]
+
+    if alone := [limit for limit in limits if without(limit) > running]:
         return alone
     # Equal caps hide each other; each of them alone, with no other limit, gives this very peak.
-    return [limit for limit in limits if fill(candidates, [limit], batch)[0] == running]
+    everything = admitted(candidates, [], batch)
+    return [
+        limit for limit in limits if (started(everything, [limit]) if limit.at_workers else fill(candidates, [limit], batch)[0]) == running
+    ]
 
 
 def _plural(count: int, one: str, many: str = "") -> str:

@@ -19,7 +19,7 @@ from labs.services import Watcher
 from labs.spec import Spec, as_dict
 from labs.timeline import Attempt
 from labs.waiting import wait_for
-from labs.worker_limits import DEFAULT_QUEUE
+from labs.worker_limits import default_queue
 from provision.errors import ProvisionError
 
 PREFIX = "probe_"
@@ -85,6 +85,8 @@ class Probe:
         # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
         self._watch = watcher.require_alive
         self._on_fault = on_fault
+        # Workers that cannot be asked may have a task in hand; the LocalExecutor's say what they do by their titles only.
+        self._workers_answer = bool(installation.broker)
         self.broker: list[tuple[float, dict[str, int]]] = []
 
     def __enter__(self) -> Probe:
@@ -143,7 +145,7 @@ class Probe:
         Nothing is known here of any prediction, so that none can decide when to stop looking. The plateau
         is not `settled` if the counts still changed when the time was up.
         """
-        watcher = PlateauWatcher(time.monotonic())
+        watcher = PlateauWatcher(time.monotonic(), must_know=self._workers_answer)
         while True:
             self._watch()
             self._read_broker()
@@ -159,7 +161,7 @@ class Probe:
             self.broker.append((time.time(), waiting))
 
     def _starting(self) -> int | None:
-        """Return how many tasks a worker has taken that do not run yet, of all DAGs; None if nobody knows."""
+        """Return how many tasks a worker has taken, or is about to, that do not run yet, of all DAGs; None if nobody knows."""
         in_hand = self._watcher.tasks_in_hand()
         return None if in_hand is None else in_hand - self._api.running_count()
 
@@ -219,9 +221,13 @@ class Probe:
 
 
 class PlateauWatcher:
-    """Decides when a running count has stayed put for long enough. Pure: it is told the time."""
+    """Decides when a running count has stayed put for long enough. Pure: it is told the time.
 
-    def __init__(self, now: float) -> None:
+    One that `must_know` takes no reading for a plateau that does not say how many tasks are about to start.
+    """
+
+    def __init__(self, now: float, must_know: bool = False) -> None:
+        self._must_know = must_know
         self._begun = self._last_change = self._now = now
         self._longest_pause = 0.0
         self._last: tuple[int, int, int] | None = None
@@ -257,7 +263,7 @@ class PlateauWatcher:
         # Until the scheduler has looked at the run at all, nothing has been measured.
         settled = (
             any(reading)
-            and (starting or 0) <= 0
+            and (not self._must_know if starting is None else starting <= 0)
             and self._looked_again(beat)
             and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
         )
@@ -280,7 +286,7 @@ def require_served(spec: Spec, installation: Installation) -> None:
         return
     served = {queue for worker in installation.workers for queue in worker["queues"]}
     for group in spec.groups:
-        queue = group.queue or DEFAULT_QUEUE
+        queue = group.queue or default_queue(installation.settings)
         if queue not in served:
             raise LabError(
                 f"No worker serves queue {queue!r}, so the tasks of group {group.name!r} would never start.",

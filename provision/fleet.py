@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from amqp.exceptions import AMQPError, RecoverableConnectionError
@@ -29,6 +30,41 @@ PREFIX = "celery@"
 LOST = (ConnectionError, RecoverableConnectionError, RedisConnectionError)
 
 
+@dataclass(frozen=True)
+class Size:
+    """How many processes a worker says it has, and for one that scales by itself the range."""
+
+    processes: int
+    at_least: int | None = None
+    at_most: int | None = None
+
+    @classmethod
+    def read(cls, stats: Mapping[str, Any]) -> Size:
+        """Return the size that a worker's statistics tell."""
+        scaler = stats.get("autoscaler") or {}
+        return cls(len(stats["pool"]["processes"]), scaler.get("min"), scaler.get("max"))
+
+    def fits(self, worker: Worker) -> bool:
+        """Return whether a worker of this size is as `worker` says."""
+        if worker.at_least is None:
+            return self.at_most is None and self.processes == worker.concurrency
+        # It may have less than its least for as long as its new processes take to start.
+        return (self.at_least, self.at_most) == (worker.at_least, worker.concurrency) and self.processes <= worker.concurrency
+
+
+def tasks_in_hand(workers: Iterable[Worker], taken: Mapping[str, int], waiting: Mapping[str, int]) -> int:
+    """Return how many tasks the workers run or could run now, when they have `taken` so many and so many wait in their queues."""
+    workers = list(workers)
+    running = sum(min(taken[worker.name], worker.concurrency) for worker in workers)
+    left = dict(waiting)
+    for worker in workers:
+        room = worker.concurrency - min(taken[worker.name], worker.concurrency)
+        for queue in worker.queues:
+            fetched = min(room, left.get(queue, 0))
+            running, room, left[queue] = running + fetched, room - fetched, left.get(queue, 0) - fetched
+    return running
+
+
 class Fleet:
     """What a broker's workers say of themselves; every call raises ProvisionError if the broker cannot be reached."""
 
@@ -51,24 +87,40 @@ class Fleet:
 
     def concurrency(self, names: Iterable[str]) -> dict[str, int]:
         """Return how many processes each answering worker has, by worker."""
-        return {name: len(stats["pool"]["processes"]) for name, stats in self._ask("stats", list(names)).items()}
+        return {name: size.processes for name, size in self._sizes(list(names)).items()}
 
     def in_hand(self, workers: Iterable[Worker]) -> int | None:
-        """Return how many tasks the workers have taken that they run or could run now; None unless all of them answer.
+        """Return how many tasks the workers run or could run now; None unless all of them answer.
 
-        What a worker has reserved beyond its concurrency does not count: it cannot start yet.
+        These are the tasks that a worker has taken, and those that wait in the broker while one of their queue's
+        workers has room. What a worker has reserved beyond its concurrency does not count: it cannot start yet.
         """
-        capacity = {worker.name: worker.concurrency for worker in workers}
+        capacity = {worker.name: worker for worker in workers}
         if not capacity:
             return 0
-        active, reserved = self._ask("active", list(capacity)), self._ask("reserved", list(capacity))
-        if set(active) != set(capacity) or set(reserved) != set(capacity):
+        # In the order in which a task goes its way, so that none is missed by moving on meanwhile.
+        waiting = self.waiting({queue for worker in capacity.values() for queue in worker.queues})
+        taken = self._taken(list(capacity))
+        if set(taken) != set(capacity):
             return None
-        return sum(min(len(active[name]) + len(reserved[name]), capacity[name]) for name in capacity)
+        return tasks_in_hand(capacity.values(), taken, waiting)
 
     def tasks_of(self, name: str) -> int:
         """Return how many tasks the worker called `name` has taken and not finished; 0 if it does not answer."""
-        return sum(len(self._ask(what, [name]).get(name, [])) for what in ("active", "reserved"))
+        return self._taken([name]).get(name, 0)
+
+    def reserved(self, names: Iterable[str]) -> dict[str, int]:
+        """Return how many messages each answering worker holds that it has not begun to run, by worker."""
+        return {name: len(tasks) for name, tasks in self._ask("reserved", list(names)).items()}
+
+    def _taken(self, names: list[str]) -> dict[str, int]:
+        """Return how many tasks each worker has taken and not finished, by worker; none that does not answer both questions."""
+        # A task is reserved first and active then: asked in this order, none is missed, and one may be counted twice.
+        reserved, active = self._ask("reserved", names), self._ask("active", names)
+        return {name: len(reserved[name]) + len(active[name]) for name in names if name in reserved and name in active}
+
+    def _sizes(self, names: list[str]) -> dict[str, Size]:
+        return {name: Size.read(stats) for name, stats in self._ask("stats", names).items()}
 
     def waiting(self, queues: Iterable[str]) -> dict[str, int]:
         """Return how many messages wait in the broker, by queue; messages that a worker has taken do not count."""
@@ -76,22 +128,46 @@ class Fleet:
             return {queue: _count(connection, lambda channel, queue=queue: _depth(channel, queue)) for queue in queues}
 
     def resize(self, worker: Worker) -> None:
-        """Give a running worker the concurrency and queues that `worker` says, without stopping a task; return once it has them."""
-        if worker.at_least:
+        """Give a running worker the concurrency and queues that `worker` says, without stopping a task; return once it has them.
+
+        Raises ProvisionError if it does not answer, or has not become idle enough to shrink; it is as it was then.
+        """
+        now, served = self._sizes([worker.name]).get(worker.name), self.queues([worker.name]).get(worker.name)
+        if now is None or served is None:
+            raise ProvisionError(f"Worker {worker.name} did not change: no answer.", f"fab logs {worker.name}")
+        if max(now.processes, now.at_most or 0) > worker.concurrency:
+            self._shrink(worker, now, served)
+        elif worker.at_least:
             self._tell(worker, "autoscale", worker.concurrency, worker.at_least)
-        now = self.concurrency([worker.name]).get(worker.name)
-        if now is not None and not worker.at_least and now != worker.concurrency:
-            if now > worker.concurrency:
-                self._wait_for_idle(worker, now)
-            self._tell(worker, "pool_grow" if now < worker.concurrency else "pool_shrink", abs(worker.concurrency - now))
+        elif now.processes < worker.concurrency:
+            self._tell(worker, "pool_grow", worker.concurrency - now.processes)
+        self._serve(worker, worker.queues)
+        self._wait_for(worker)
+
+    def _shrink(self, worker: Worker, now: Size, served: list[str]) -> None:
+        """Take processes from a worker, which takes no messages meanwhile: one that came now would find its process gone."""
+        try:
+            self._serve(worker, ())
+            self._wait_for_idle(worker, now.processes)
+            if worker.at_least:
+                self._tell(worker, "autoscale", worker.concurrency, worker.at_least)
+            else:
+                self._tell(worker, "pool_shrink", now.processes - worker.concurrency)
+        except BaseException:
+            # Said whether or not it still serves them: what it was told before, it may not have done yet.
+            for queue in served:
+                self._tell(worker, "add_consumer", queue)
+            raise
+
+    def _serve(self, worker: Worker, queues: Iterable[str]) -> None:
+        """Make the worker take messages from exactly these queues, as soon as it comes to it."""
         served = self.queues([worker.name]).get(worker.name, [])
-        for queue in worker.queues:
+        for queue in queues:
             if queue not in served:
                 self._tell(worker, "add_consumer", queue)
         for queue in served:
-            if queue not in worker.queues:
+            if queue not in queues:
                 self._tell(worker, "cancel_consumer", queue)
-        self._wait_for(worker)
 
     def memory(self) -> tuple[int, int] | None:
         """Return the bytes that a Redis broker uses and may use; None for another broker."""
@@ -138,16 +214,20 @@ class Fleet:
 
     def _wait_for_idle(self, worker: Worker, processes: int) -> None:
         # A pool with fewer idle processes than it should lose ends those, goes on taking messages for them, and says
-        # that it failed (billiard/pool.py, shrink; celery/worker/control.py, pool_shrink; Celery 5.7.0).
+        # that it failed (billiard/pool.py, shrink; celery/worker/control.py, pool_shrink; Celery 5.7.0). An autoscaler
+        # does not even say so (celery/worker/autoscale.py, _shrink), and keeps more processes than its range allows.
         deadline = time.monotonic() + RESIZED_S
-        while (busy := len(self._ask("active", [worker.name]).get(worker.name, []))) > worker.concurrency:
+        while self.queues([worker.name]).get(worker.name) or self._busy(worker) > worker.concurrency:
             if time.monotonic() > deadline:
                 raise ProvisionError(
-                    f"{busy} of the {processes} processes of {worker.name} run tasks; {worker.concurrency} are wanted, and none is ended "
-                    "while it runs a task.",
+                    f"{worker.name} has {self._busy(worker)} tasks in hand and {processes} processes; {worker.concurrency} are wanted, "
+                    "and none is ended while it runs a task.",
                     "wait until tasks have ended, then run the same command again",
                 )
             time.sleep(0.1)
+
+    def _busy(self, worker: Worker) -> int:
+        return self._taken([worker.name]).get(worker.name, worker.concurrency + 1)
 
     def _wait_for(self, worker: Worker) -> None:
         # A worker says yes to a change first and makes it then.
@@ -158,8 +238,8 @@ class Fleet:
             time.sleep(0.1)
 
     def _has_become(self, worker: Worker) -> bool:
-        size, queues = self.concurrency([worker.name]).get(worker.name), self.queues([worker.name]).get(worker.name)
-        return queues == sorted(worker.queues) and (size == worker.concurrency or (size is not None and worker.at_least is not None))
+        size, queues = self._sizes([worker.name]).get(worker.name), self.queues([worker.name]).get(worker.name)
+        return size is not None and queues == sorted(worker.queues) and size.fits(worker)
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:

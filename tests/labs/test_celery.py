@@ -90,7 +90,7 @@ def test_a_change_of_several_workers_that_fails_half_way_is_written_down_as_it_i
         probe.deliver()
         probe.trigger()
         assert probe.hold().running == 4
-        with pytest.raises(ProvisionError, match="2 of the 2 processes of worker-2 run tasks"):
+        with pytest.raises(ProvisionError, match="worker-2 has 2 tasks in hand and 2 processes"):
             target.set_workers([Worker("worker-1", 3), Worker("worker-2", 1)])
         probe.release()
         probe.wait()

@@ -48,6 +48,13 @@ def test_a_count_is_no_plateau_while_a_worker_is_starting_a_task(starting, settl
     assert plateau.starting == starting
 
 
+@pytest.mark.parametrize(("starting", "settled"), [(None, False), (0, True), (-1, True), (1, False)])
+def test_workers_that_do_not_answer_leave_a_count_that_is_no_plateau(starting, settled):
+    watcher = PlateauWatcher(0.0, must_know=True)
+    watcher.observe(0.1, {"running": 3, "queued": 5}, starting)
+    assert watcher.observe(60.0, {"running": 3, "queued": 5}, starting).settled is settled
+
+
 def test_a_plateau_settles_once_the_last_task_that_was_starting_runs():
     watcher = PlateauWatcher(0.0)
     told = [
@@ -86,9 +93,9 @@ def test_a_probe_is_described_by_what_differs_from_the_defaults(written, shown):
     assert describe(parse(written)) == shown
 
 
-def installed(*workers: dict, broker: bool = True) -> Installation:
+def installed(*workers: dict, broker: bool = True, settings: dict | None = None) -> Installation:
     """Return an installation with these Celery workers."""
-    return Installation({"broker": {"kind": "redis"} if broker else None, "workers": list(workers)})
+    return Installation({"broker": {"kind": "redis"} if broker else None, "workers": list(workers), "settings": settings or {}})
 
 
 def test_a_probe_on_a_queue_that_nobody_serves_is_refused_with_the_queues_there_are_and_the_command():
@@ -111,3 +118,10 @@ def test_a_probe_may_run_where_its_queues_are_served_and_where_there_are_none():
     served = installed({"name": "a", "concurrency": 1, "queues": ["default"]}, {"name": "b", "concurrency": 1, "queues": ["heavy"]})
     require_served(parse({"groups": [{"name": "x"}, {"name": "y", "queue": "heavy"}]}), served)
     require_served(parse({"groups": [{"name": "y", "queue": "heavy"}]}), installed(broker=False))
+
+
+def test_a_probe_that_names_no_queue_goes_to_the_default_queue_of_the_settings():
+    here = installed({"name": "w", "concurrency": 1, "queues": ["other"]}, settings={"operators.default_queue": "other"})
+    require_served(parse({"tasks": 2}), here)
+    with pytest.raises(LabError, match="No worker serves queue 'default'"):
+        require_served(parse({"queue": "default"}), here)
