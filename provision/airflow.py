@@ -78,6 +78,23 @@ _SCHEDULER_ONLY = frozenset(
 )
 # How many tasks a worker runs at once is said for each worker.
 _SAID_BY_WORKER = frozenset({"celery.worker_concurrency", "celery.worker_autoscale"})
+# What would make the workers something else than what the labs predict, ask and change.
+_NOT_FOR_LABS = {
+    "celery.pool": "only workers of the pool prefork say how many processes they have, and are resized while they run",
+    "celery.worker_enable_remote_control": "the labs ask the workers, and resize them, over Celery's remote control",
+    "celery.celery_config_options": "it replaces the settings by which the labs predict what workers do",
+}
+# Keys of [celery] extra_celery_config that override a setting of Airflow's, and the setting.
+_EXTRA_SAID_ELSEWHERE = {
+    "worker_prefetch_multiplier": "celery.worker_prefetch_multiplier",
+    "task_acks_late": "celery.task_acks_late",
+    "task_default_queue": "operators.default_queue",
+    "worker_concurrency": "celery.worker_concurrency",
+    "worker_pool": "celery.pool",
+    "worker_enable_remote_control": "celery.worker_enable_remote_control",
+    "broker_url": "celery.broker_url",
+    "result_backend": "celery.result_backend",
+}
 
 
 def variable_name(setting: str) -> str:
@@ -96,6 +113,10 @@ def check_changes(changes: Mapping[str, str], variant: Variant) -> None:
         variable_name(setting)
         if setting in _SAID_BY_WORKER:
             raise UsageError(f"{setting} is a matter of each worker.", "fab workers --resize worker-1=4, or a range: worker-1=1-4")
+        if setting in _NOT_FOR_LABS:
+            raise UsageError(f"{setting} cannot be changed here: {_NOT_FOR_LABS[setting]}.", "leave it out")
+        if setting == "celery.extra_celery_config":
+            _check_extra(changes[setting])
         if setting == "core.executor":
             check_pairing(changes[setting], variant.database)
         if setting in owned or setting == "core.executor":
@@ -104,6 +125,19 @@ def check_changes(changes: Mapping[str, str], variant: Variant) -> None:
             raise UsageError(
                 f"{setting} would have no effect: the variant {variant.name} has no Celery.", "fab install celery, or leave it out"
             )
+
+
+def _check_extra(text: str) -> None:
+    try:
+        extra = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"celery.extra_celery_config is not JSON ({error}).", 'for example {"worker_max_tasks_per_child": 100}') from None
+    if not isinstance(extra, dict):
+        raise UsageError("celery.extra_celery_config is not a JSON object.", 'for example {"worker_max_tasks_per_child": 100}')
+    for key in extra:
+        if key in _EXTRA_SAID_ELSEWHERE:
+            setting = _EXTRA_SAID_ELSEWHERE[key]
+            raise UsageError(f"{key} in celery.extra_celery_config would override {setting}, by which the labs predict.", f"set {setting}")
 
 
 def render_environment(variant: Variant, placement: Placement, secrets: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:

@@ -132,6 +132,32 @@ def test_what_is_said_for_each_worker_is_refused_as_a_setting_with_the_command_f
     assert "fab workers --resize worker-1=4" in refused.value.hint
 
 
+@pytest.mark.parametrize("setting", ["celery.pool", "celery.worker_enable_remote_control", "celery.celery_config_options"])
+def test_a_setting_that_makes_workers_something_else_is_refused_with_the_reason(setting):
+    with pytest.raises(UsageError, match=f"{setting} cannot be changed here: .{{30}}"):
+        check_changes({setting: "x"}, VARIANTS["celery"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ('{"worker_prefetch_multiplier": 4}', "would override celery.worker_prefetch_multiplier"),
+        ('{"task_default_queue": "x"}', "would override operators.default_queue"),
+        ('{"worker_pool": "solo"}', "would override celery.pool"),
+        ("{worker: 4}", "is not JSON"),
+        ("", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+    ],
+)
+def test_what_celery_is_given_beside_airflows_settings_may_not_contradict_them(extra, said):
+    with pytest.raises(UsageError, match=said):
+        check_changes({"celery.extra_celery_config": extra}, VARIANTS["celery"])
+
+
+def test_what_celery_is_given_beside_airflows_settings_may_be_anything_else():
+    check_changes({"celery.extra_celery_config": '{"worker_max_tasks_per_child": 1}'}, VARIANTS["celery"])
+
+
 @pytest.mark.parametrize("executor", ["CeleryExecutor", "LocalExecutor,CeleryExecutor"])
 def test_asking_for_celery_on_sqlite_is_refused_with_the_reason(executor):
     with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor") as refused:

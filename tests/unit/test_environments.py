@@ -35,6 +35,66 @@ def environment(tmp_path: Path) -> Path:
     return tmp_path / "environment"
 
 
+PROVIDER = """
+def get_provider_info():
+    return {
+        "name": "Celery",
+        "config": {
+            "celery": {"options": {"worker_prefetch_multiplier": {"default": "1"}, "task_acks_late": {}, "broker_url": {"sensitive": True}}},
+            "celery_broker_transport_options": {"options": {"visibility_timeout": {}, "sentinel_kwargs": {"sensitive": True}}},
+        },
+    }
+"""
+
+
+@pytest.fixture
+def celery_environment(environment) -> Path:
+    """Return an environment with the Celery provider's table of settings too."""
+    folder = environment / "lib" / "python3.11" / "site-packages" / "airflow" / "providers" / "celery"
+    folder.mkdir(parents=True)
+    (folder / "get_provider_info.py").write_text(PROVIDER)
+    return environment
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "core.parallelism",
+        "celery.worker_prefetch_multiplier",
+        # The provider reads it, and does not say so in its table.
+        "celery.broker_connection_retry_on_startup",
+        # All of this section is handed to the broker.
+        "celery_broker_transport_options.visibility_timeout",
+        "celery_broker_transport_options.queue_order_strategy",
+        "kubernetes_executor.namespace",
+    ],
+)
+def test_settings_that_the_celery_provider_knows_are_let_through(celery_environment, setting):
+    check_settings_exist(celery_environment, {setting: "1"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("celery.worker_prefetch_multiplyer", "did you mean: celery.worker_prefetch_multiplier"),
+        ("celery.task_ack_late", "did you mean: celery.task_acks_late"),
+        ("celery.zzz", "celery.task_acks_late"),
+        ("celry.task_acks_late", "did you mean: celery.task_acks_late"),
+        ("celery_broker_transport_option.visibility_timeout", "did you mean: celery_broker_transport_options.visibility_timeout"),
+    ],
+)
+def test_a_setting_that_the_celery_provider_would_ignore_is_refused_with_a_near_one(celery_environment, setting, hint):
+    with pytest.raises(UsageError, match=f"has no setting {setting}") as refused:
+        check_settings_exist(celery_environment, {setting: "1"})
+    assert hint in refused.value.hint
+
+
+@pytest.mark.parametrize("setting", ["celery.broker_url", "celery_broker_transport_options.sentinel_kwargs"])
+def test_a_secret_of_the_celery_provider_is_refused(celery_environment, setting):
+    with pytest.raises(UsageError, match="holds a secret"):
+        check_settings_exist(celery_environment, {setting: "1"})
+
+
 @pytest.mark.parametrize(
     "setting", ["core.parallelism", "scheduler.max_tis_per_query", "celery.worker_concurrency", "kubernetes_executor.namespace", "empty.x"]
 )
