@@ -76,6 +76,18 @@ class Installation:
         """The kind of broker, empty without one."""
         return (self.document.get("broker") or {}).get("kind", "")
 
+    def node_of(self, host: str) -> str:
+        """Return the node on which tasks of this host name ran; a Celery worker is a host of its own."""
+        placed = {worker["name"]: worker["node"] for worker in self.workers if worker.get("node")}
+        names = [node["name"] for node in self.nodes]
+        return placed.get(host) or (host if host in names else names[0])
+
+    @property
+    def clock_tolerance_s(self) -> float:
+        """How far the clocks of two nodes can be apart at most, in seconds; 0 where there is one node only."""
+        known = [(node.get("clock_offset_s", 0.0), node.get("clock_uncertainty_s", 0.0)) for node in self.nodes]
+        return max(o + u for o, u in known) - min(o - u for o, u in known) if len(known) > 1 else 0.0
+
     def password(self) -> str:
         """Return the API password; raises LabError when the credentials file cannot be read."""
         file = Path(self.document["api"]["credentials"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,8 @@ class Lab(Bench):
         self._measurements: list[Measurement] = []
         self._plots: list[dict[str, str]] = []
         self._plots_drawn = 0
+        # By DAG, then by host.
+        self._tasks: dict[str, dict[str, int]] = {}
         self._changes_before = dict(self.installation.changes)
         self._workers_before = list(self.installation.workers)
         self._require_variant()
@@ -87,7 +90,19 @@ class Lab(Bench):
 
     def probe(self, spec: Mapping[str, Any]) -> Probe:
         """Return a probe to be driven step by step; if a service fails while it runs, its tasks are accounted for in the record."""
-        return Probe(self.installation, self.api, parse(spec), self._watcher, self._account)
+        return Probe(self.installation, self.api, parse(spec), self._watcher, self._account, self._count)
+
+    def _count(self, dag_id: str, attempts: Sequence[Attempt]) -> None:
+        self._tasks[dag_id] = timeline.per_host(attempts)
+
+    @property
+    def tasks_per_node(self) -> dict[str, int]:
+        """How many task instances of this lab's probes ran on each node so far, every try counted."""
+        counts = Counter({node["name"]: 0 for node in self.installation.nodes})
+        for hosts in self._tasks.values():
+            for host, count in hosts.items():
+                counts[self.installation.node_of(host)] += count
+        return dict(counts)
 
     def _account(self, dag_id: str, error: ProvisionError, attempts: Sequence[Attempt]) -> None:
         self.info(
@@ -225,7 +240,7 @@ class Lab(Bench):
         if self._result_path:
             document = results.record(
                 self.name, self.installation, self._parameters, self._started, self._measurements,
-                complete=complete, plots=self._plots, title=self.title,
+                complete=complete, plots=self._plots, title=self.title, tasks_per_node=self.tasks_per_node,
             )  # fmt: skip
             results.write(self._result_path, document)
 

@@ -29,6 +29,7 @@ SMOKE_DAG = "lab_smoke"
 POOL_NOTE = "made by a lab"
 DEFAULT_POOL = "default_pool"
 CLOSED, OPEN = "gate closed", "gate open"
+OnCollect = Callable[[str, tuple[Attempt, ...]], None]
 OnFault = Callable[[str, ProvisionError, tuple[Attempt, ...]], None]
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 
@@ -47,7 +48,7 @@ class ProbeResult:
     """What one probe did: its task instances (all tries), and the plateau if it held at the gate.
 
     `broker` holds readings of how many messages waited in the broker: (epoch seconds, messages by queue);
-    none where the executor has no broker.
+    none where the executor has no broker. Times of different hosts are compared up to `tolerance_s` seconds.
     """
 
     spec: Spec
@@ -58,6 +59,7 @@ class ProbeResult:
     released: float | None = None
     run_states: dict[str, str] = field(default_factory=dict)
     broker: tuple[tuple[float, dict[str, int]], ...] = ()
+    tolerance_s: float = 0.0
 
     @property
     def peak(self) -> int:
@@ -66,14 +68,27 @@ class ProbeResult:
         What comes later may peak higher without breaking any limit, where groups of tasks differ.
         """
         until = float("inf") if self.released is None else self.released
-        return timeline.peak(a for a in self.attempts if a.start is not None and a.start <= until)
+        counted = [a for a in self.attempts if a.start is not None and a.start <= until]
+        # One host has one clock.
+        return timeline.peak(counted, self.tolerance_s if len({a.host for a in counted}) > 1 else 0.0)
 
 
 class Probe:
     """One probe on one Airflow; use it as a context manager, so that nothing stays held or running."""
 
-    def __init__(self, installation: Installation, api: AirflowApi, spec: Spec, watcher: Watcher, on_fault: OnFault | None = None) -> None:
-        """Prepare it; `on_fault` is told the error and the states of all task instances if something breaks while they run."""
+    def __init__(
+        self,
+        installation: Installation,
+        api: AirflowApi,
+        spec: Spec,
+        watcher: Watcher,
+        on_fault: OnFault | None = None,
+        on_collect: OnCollect | None = None,
+    ) -> None:
+        """Prepare it; `on_fault` is told the error and the states of all task instances if something breaks while they run.
+
+        `on_collect` is told the DAG and its task instances whenever they are collected.
+        """
         self.spec = spec
         self.dag_id = f"{PREFIX}{spec.name}_{uuid.uuid4().hex[:8]}"
         self.gate = GATE_PREFIX + self.dag_id
@@ -84,7 +99,8 @@ class Probe:
         self._watcher = watcher
         # Called at every poll; raises when a service died, so that a lab names it instead of timing out.
         self._watch = watcher.require_alive
-        self._on_fault = on_fault
+        self._on_fault, self._on_collect = on_fault, on_collect
+        self._tolerance_s = installation.clock_tolerance_s
         # Workers that cannot be asked may have a task in hand; the LocalExecutor's say what they do by their titles only.
         self._workers_answer = bool(installation.broker)
         self.broker: list[tuple[float, dict[str, int]]] = []
@@ -197,11 +213,24 @@ class Probe:
         """Return every try of every task instance."""
         rows = self._api.task_instances(self.dag_id)
         earlier = [old for row in rows if (row.get("try_number") or 0) > 1 for old in self._api.earlier_tries(row)]
-        return tuple(timeline.attempt_from_api(row) for row in [*rows, *earlier])
+        attempts = tuple(timeline.attempt_from_api(row) for row in [*rows, *earlier])
+        if self._on_collect:
+            self._on_collect(self.dag_id, attempts)
+        return attempts
 
     def result(self, plateau: Plateau | None = None, states: dict[str, str] | None = None) -> ProbeResult:
         """Return what the probe has done so far, with a plateau and the states of its DAG runs that were seen."""
-        return ProbeResult(self.spec, self.dag_id, self.collect(), plateau, self.triggered, self.released, states or {}, tuple(self.broker))
+        return ProbeResult(
+            self.spec,
+            self.dag_id,
+            self.collect(),
+            plateau,
+            self.triggered,
+            self.released,
+            states or {},
+            tuple(self.broker),
+            self._tolerance_s,
+        )
 
     def remove(self) -> None:
         """Open the gate, end what still runs, and take DAG, spec and gate away; safe to repeat."""

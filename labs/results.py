@@ -24,7 +24,11 @@ _REQUIRED = {
 
 
 def machine(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a timing depends on: CPU, cores, memory in GiB, operating system, and the nodes."""
+    """Return what a timing depends on: CPU, cores, memory in GiB, operating system, and the nodes.
+
+    How far their clocks are apart is not part of it: that is different at every look.
+    """
+    nodes = [{key: value for key, value in node.items() if not key.startswith("clock_")} for node in nodes]
     memory = sum(node.get("memory_gib") or 0 for node in nodes)
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gib": memory, "system": platform.system(), "nodes": nodes}
 
@@ -62,6 +66,7 @@ def record(
     plots: Iterable[Mapping[str, str]] = (),
     error: str = "",
     title: str = "",
+    tasks_per_node: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return a result record. An incomplete one never passes: what was not measured is not a pass."""
     rows = [measurement.row() for measurement in measurements]
@@ -85,6 +90,7 @@ def record(
         "verdict": verdict,
         "complete": complete,
         "error": error,
+        "tasks_per_node": dict(tasks_per_node or {}),
         "measurements": rows,
         "plots": [dict(plot) for plot in plots],
     }

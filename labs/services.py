@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,17 @@ from provision.workers import Worker, worker_from
 
 Report = Callable[[str], None]
 WATCH_EVERY_S = 1.0
+TARGET_FILE = "target"
 
 
 def target_of(installation: Installation) -> Target:
-    """Return the target on which an installation runs."""
-    shared = lab_home()
-    home = shared if installation.home == shared.root else LabHome(root=Path(installation.home), shared=shared.root)
-    return open_target(installation.target, home)
+    """Return the target on which an installation runs; the same one each time, as it may hold connections to nodes."""
+    return _target(installation.target, Path(installation.home), lab_home().root)
+
+
+@functools.cache
+def _target(name: str, root: Path, shared: Path) -> Target:
+    return open_target(name, LabHome(root=root, shared=shared))
 
 
 def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report) -> Installation:
@@ -65,6 +70,11 @@ def query(installation: Installation, sql: str) -> list[list[str]]:
     return target_of(installation).query(sql)
 
 
+def database_files(installation: Installation) -> dict[str, int]:
+    """Return the files that an SQLite database consists of now, by name, with their sizes in bytes."""
+    return target_of(installation).database_files()
+
+
 def cpu_seconds(installation: Installation) -> float:
     """Return the CPU seconds that all processes of an installation have used so far, ended ones included."""
     return target_of(installation).cpu_seconds()
@@ -74,6 +84,9 @@ def cpu_seconds(installation: Installation) -> float:
 def throwaway(target: str, variant: str, changes: Mapping[str, str], name: str, report: Report) -> Iterator[Installation]:
     """Lend a second installation for one experiment; it is destroyed afterwards, whatever happens."""
     place = open_target(target, lab_home().throwaway(name))
+    place.home.prepare()
+    # Whoever finds what an interrupted lab left behind must know where it runs.
+    (place.home.root / TARGET_FILE).write_text(target + "\n")
     try:
         place.install(variant, changes, report)
         yield read_installation(place.home.root)
@@ -147,4 +160,8 @@ def destroy_throwaways(report: Report) -> None:
     home = lab_home()
     for folder in sorted((home.root / "throwaway").glob("*")):
         report(f"removing the throw-away installation {folder.name}")
-        open_target("local", home.throwaway(folder.name)).destroy()
+        open_target(_target_in(folder), home.throwaway(folder.name)).destroy()
+
+
+def _target_in(folder: Path) -> str:
+    return (folder / TARGET_FILE).read_text().strip() if (folder / TARGET_FILE).exists() else "local"

@@ -96,6 +96,10 @@ class Bench:
         lines = services.log(self.installation, service).splitlines()
         return [line for line in lines if all(text in line for text in texts)]
 
+    def database_files(self) -> dict[str, int]:
+        """Return the files that an SQLite metadata database consists of now, by name, with their sizes in bytes."""
+        return services.database_files(self.installation)
+
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text."""
         return services.query(self.installation, sql)

@@ -98,6 +98,9 @@ class Target(Protocol):
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
 
+    def database_files(self) -> dict[str, int]:
+        """Return the files that an SQLite database consists of now, by name, with their sizes in bytes; empty for another database."""
+
     def put_spec(self, name: str, text: str) -> None:
         """Put a probe's document into the DAG folder, for every process that loads DAGs, in one step."""
 

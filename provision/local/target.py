@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -102,6 +103,11 @@ class LocalTarget:
             todo = self._apply(desired, report)
             self._write_installation(desired)
             return todo
+
+    def database_files(self) -> dict[str, int]:
+        """Return the files that an SQLite database consists of now, by name, with their sizes in bytes; empty for another database."""
+        file = (self.installed() or {}).get("database", {}).get("file")
+        return {path.name: path.stat().st_size for path in sorted(Path(file).parent.iterdir())} if file else {}
 
     def put_spec(self, name: str, text: str) -> None:
         """Put a probe's document into the DAG folder, in one step."""

@@ -330,6 +330,11 @@ def names_in(folder: str, pattern: str) -> list[str]:
     return sorted(os.path.basename(path) for path in glob.glob(os.path.join(folder, pattern)))
 
 
+def sizes_in(folder: str) -> dict[str, int]:
+    """Return the sizes of the files in a folder in bytes, by name, sorted."""
+    return {name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+
+
 def read(path: str) -> str:
     """Return the text of a file; empty when there is none."""
     try:
@@ -397,7 +402,7 @@ OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
         about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, install_packages,
-        make_user, make_folders, write_files, remove, names_in, read, build_environment, link, systemctl, start, stop, run,
+        make_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
     )
 }  # fmt: skip
 

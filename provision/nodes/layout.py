@@ -59,7 +59,8 @@ class Layout:
 
     @property
     def unit_prefix(self) -> str:
-        return f"airflow-{self.instance}-" if self.instance else "airflow-"
+        # A second installation's units must not look like ones of the first that are left over.
+        return f"airflowlab-{self.instance}-" if self.instance else "airflow-"
 
     def unit(self, service: str) -> str:
         """Return the name of the systemd unit of a service of Airflow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,6 +102,11 @@ class NodesTarget:
             converge.apply(steps, report)
             self._write_installation(desired)
             return [step.change for step in steps if step.name in names]
+
+    def database_files(self) -> dict[str, int]:
+        """Return the files that an SQLite database consists of now, by name, with their sizes in bytes; empty for another database."""
+        file = self._require_installed()["database"].get("file")
+        return self._control.call("sizes_in", folder=file.rpartition("/")[0]) if file else {}
 
     def put_spec(self, name: str, text: str) -> None:
         """Put a probe's document into the DAG folder of every node, in one step on each."""
@@ -249,9 +255,7 @@ class NodesTarget:
         else:
             self.close()
             self.machines.destroy(report)
-        for path in self.home.contents():
-            if path.is_file():
-                path.unlink()
+        shutil.rmtree(self.home.root, ignore_errors=True)
         current = read_json(self.shared.installation)
         if current.get("home") == str(self.home.root):
             self.shared.installation.unlink(missing_ok=True)
