@@ -211,8 +211,9 @@ def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ..
     """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
     if setting in _SCHEDULER_ONLY:
         return tuple(name for name in services if name == "scheduler")
-    if setting.startswith("celery"):
-        # The sections of the Celery provider: read by who sends tasks, who runs them, and who shows them.
+    if setting.startswith(("celery", "labs.")):
+        # The sections of the Celery provider: read by who sends tasks, who runs them, and who shows them. The labs' own:
+        # read by who forks the processes in which tasks run.
         return tuple(name for name in services if name not in _WITHOUT_CELERY)
     return services
 

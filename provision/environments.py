@@ -78,7 +78,7 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
         return
     tables = sorted((environment / "lib").glob("python*/site-packages/airflow/config_templates/config.yml"))
     known = yaml.load(tables[0].read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    known |= _celery_table(environment)
+    known |= _celery_table(environment) | {"labs": {"options": {"preload": {}}}}
     for setting in changes:
         section, _, key = setting.partition(".")
         meant = difflib.get_close_matches(section, known, n=1, cutoff=0.8)

@@ -39,24 +39,6 @@ TUNED: Mapping[str, str] = {
     "scheduler.task_instance_heartbeat_timeout": "60",
 }
 
-# What a task needs and a Celery worker has not loaded yet when it forks its processes, found by listing what they
-# import at their first task: 0.3 s for each process, or for each task with worker_max_tasks_per_child = 1.
-# None of these modules opens a connection to the database.
-WORKER_PRELOAD = (
-    "airflow.sdk.execution_time.supervisor",
-    "airflow.sdk.execution_time.task_runner",
-    "airflow.sdk.definitions.connection",
-    "airflow.dag_processing.importers",
-    "airflow.dag_processing.bundles.local",
-    "airflow.models.serialized_dag",
-    "airflow.models.dagbag",
-    "airflow.models.dag_favorite",
-    "airflow.models.task_state_store",
-    "airflow.models.asset_state_store",
-    "airflow.models.errors",
-    "airflow.version",
-)
-
 # Celery as it is safe to use it; every value that is Airflow's own default is here because a lab predicts with it.
 CELERY: Mapping[str, str] = {
     # A worker takes no more messages than it can run, so what waits, waits in the broker, where every worker can
@@ -71,9 +53,10 @@ CELERY: Mapping[str, str] = {
     "celery.sync_parallelism": "1",
     # Publishing a task may take this long on a loaded machine before it counts as failed (default 1 s).
     "celery.operation_timeout": "5",
-    # result_expires: for how long a result is valid, in seconds; `airflow db clean` removes old ones from the
-    # database. imports: what workers load before they fork.
-    "celery.extra_celery_config": json.dumps({"imports": WORKER_PRELOAD, "result_expires": 86400}),
+    # For how long a result is valid, in seconds; `airflow db clean` removes old ones from the database.
+    "celery.extra_celery_config": json.dumps({"result_expires": 86400}),
+    # A setting of the labs' own, read by provision/files/airflow_local_settings.py.
+    "labs.preload": "True",
 }
 BROKERS = ("redis", "rabbitmq")
 # What else has a log of its own, and so a name that no worker can have.

@@ -120,6 +120,13 @@ def test_a_setting_that_airflow_would_ignore_is_refused_with_a_near_one(environm
     assert hint in refused.value.hint
 
 
+def test_the_labs_own_settings_are_checked_as_well(environment):
+    check_settings_exist(environment, {"labs.preload": "False"})
+    with pytest.raises(UsageError, match=r"has no setting labs\.prelaod") as refused:
+        check_settings_exist(environment, {"labs.prelaod": "False"})
+    assert "labs.preload" in refused.value.hint
+
+
 @pytest.mark.parametrize("setting", ["cor.parallelism", "shceduler.max_tis_per_query"])
 def test_a_section_that_is_nearly_one_of_airflows_is_refused(environment, setting):
     with pytest.raises(UsageError, match="has no setting"):

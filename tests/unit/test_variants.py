@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from provision.airflow import AIRFLOW_SERVICES, check_changes, variable_name
 from provision.errors import UsageError
 from provision.variants import (
     BROKERS,
-    CELERY,
     COMMON,
     CORE_SERVICES,
     VARIANTS,
-    WORKER_PRELOAD,
     Variant,
     check_pairing,
     variant_named,
@@ -99,10 +95,6 @@ def test_a_message_waits_in_the_broker_and_stays_there_until_its_task_has_ended(
     assert settings["celery.worker_prefetch_multiplier"] == "1"
     assert settings["celery.task_acks_late"] == "True"
     assert int(settings["celery_broker_transport_options.visibility_timeout"]) >= 24 * 60 * 60
-
-
-def test_workers_load_before_they_fork_what_tasks_need():
-    assert json.loads(CELERY["celery.extra_celery_config"])["imports"] == list(WORKER_PRELOAD)
 
 
 @pytest.mark.parametrize("executor", ["CeleryExecutor", "LocalExecutor,CeleryExecutor", "CeleryExecutor,LocalExecutor", "a:CeleryExecutor"])
