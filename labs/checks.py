@@ -10,6 +10,7 @@ from labs.limits import Prediction
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 VERDICTS = (PASS, FAIL, INCONCLUSIVE)
+UNSETTLED = "the running count never settled; give the probe more time"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def check_peak(name: str, prediction: Prediction, plateau: Plateau | None, timel
             prediction.peak,
             None if plateau is None else plateau.running,
             prediction.binding,
-            "the running count never settled; give the probe more time",
+            UNSETTLED,
             evidence={"timeline peak": timeline_peak},
         )
     evidence = {
@@ -108,6 +109,14 @@ def check_exact(name: str, predicted: Any, measured: Any, *, binding: str = "", 
     equal = predicted == measured
     why = "as predicted" if equal else f"predicted {_show(predicted)}, measured {_show(measured)}"
     return Measurement(name, "exact", PASS if equal else FAIL, predicted, measured, binding, why, evidence=evidence or {})
+
+
+def check_plateau(name: str, predicted: Any, measured: Any, plateaus: Sequence[Plateau], *, binding: str = "") -> Measurement:
+    """Return the verdict on what was read while gates were closed: `inconclusive` unless the count had settled at each of them."""
+    evidence = {"polls": min(plateau.polls for plateau in plateaus), "seconds": round(min(plateau.seconds for plateau in plateaus), 1)}
+    if not all(plateau.settled for plateau in plateaus):
+        return Measurement(name, "exact", INCONCLUSIVE, predicted, measured, binding, UNSETTLED, evidence=evidence)
+    return check_exact(name, predicted, measured, binding=binding, evidence=evidence)
 
 
 def check_bound(

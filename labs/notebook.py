@@ -14,7 +14,7 @@ from IPython.display import SVG, display
 from matplotlib.figure import Figure
 
 from labs import catalog, checks, plots, probe, progress, results, services, timeline
-from labs.checks import Measurement
+from labs.checks import Measurement, Plateau
 from labs.display import Note, Table, summary, table, verdict_note
 from labs.errors import LabError
 from labs.installation import read_installation
@@ -26,6 +26,7 @@ from labs.timeline import Attempt
 from provision.errors import ProvisionError
 from provision.home import lab_home
 from provision.lock import exclusive
+from provision.workers import Worker, check_together, worker_from
 
 
 class Lab(Bench):
@@ -45,6 +46,7 @@ class Lab(Bench):
         self._tasks: dict[str, dict[str, int]] = {}
         self._changes_before = dict(self.installation.changes)
         self._workers_before = list(self.installation.workers)
+        self._probes: list[Probe] = []
         self._require_variant()
         self._watcher.require_alive()
         with exclusive(lab_home(), "a notebook"):
@@ -80,17 +82,34 @@ class Lab(Bench):
         """Make exactly these Celery workers run, while tasks run; each is a dict with `name`, `concurrency`, `queues`.
 
         One that is new joins, one that is not in the list finishes its tasks and leaves, others change without
-        stopping. They are as before when the lab finishes.
+        stopping. They are as before when the lab finishes. Raises LabError for what does not describe workers, and
+        for a worker that would leave while its tasks hold at a gate: it would not end before the gate opens.
         """
-        progress.report(f"workers: {', '.join(worker['name'] for worker in workers)}")
+        listed = workers_from(workers)
+        self._require_free(listed)
+        progress.report(f"workers: {', '.join(str(worker) for worker in listed) or 'none'}")
         with exclusive(lab_home(), "a notebook"):
             self.installation = services.set_workers(self.installation, workers, progress.report)
         words = [f"{w['name']} ({w['concurrency']} on {', '.join(w['queues'])})" for w in self.installation.workers]
         return Note(f"Workers: {'; '.join(words)}.")
 
+    def _require_free(self, wanted: Sequence[Worker]) -> None:
+        """Raise LabError if a worker that has to end, for good or to start anew, has tasks that hold at a gate of this lab."""
+        scales = {worker.name: worker.at_least is not None for worker in wanted}
+        ending = [w["name"] for w in self.installation.workers if scales.get(w["name"]) is not (w.get("at_least") is not None)]
+        self._probes = [held for held in self._probes if held.holding]
+        for held in self._probes if ending else []:
+            busy = timeline.running_on(held.collect())
+            if stuck := [f"{name} runs {busy[name]}" for name in ending if busy.get(name)]:
+                raise LabError(
+                    f"{' and '.join(stuck)} of the tasks that hold at the gate of {held.dag_id}. A worker finishes its tasks before it ends.",
+                    "open the gate first: call release() of the probe",
+                )
+
     def probe(self, spec: Mapping[str, Any]) -> Probe:
         """Return a probe to be driven step by step; if a service fails while it runs, its tasks are accounted for in the record."""
-        return Probe(self.installation, self.api, parse(spec), self._watcher, self._account, self._count)
+        self._probes.append(Probe(self.installation, self.api, parse(spec), self._watcher, self._account, self._count))
+        return self._probes[-1]
 
     def _count(self, dag_id: str, attempts: Sequence[Attempt]) -> None:
         self._tasks[dag_id] = timeline.per_host(attempts)
@@ -129,6 +148,10 @@ class Lab(Bench):
         """Compare two values exactly; the verdict goes on record."""
         return self._verdict(checks.check_exact(name, predicted, measured, binding=binding, evidence=evidence))
 
+    def check_plateau(self, name: str, predicted: Any, measured: Any, *plateaus: Plateau, binding: str = "") -> Note:
+        """Compare what was read while gates were closed; the verdict is `inconclusive` unless the count had settled at each of them."""
+        return self._verdict(checks.check_plateau(name, predicted, measured, plateaus, binding=binding))
+
     def check_bound(
         self, name: str, measured: float | None, at_least: float | None = None, at_most: float | None = None, unit: str = ""
     ) -> Note:
@@ -145,12 +168,13 @@ class Lab(Bench):
         except (TypeError, ValueError, AttributeError) as error:
             judged, hint = False, f"This answer cannot be judged ({error}). {hint}"
         if isinstance(judged, Measurement):
-            correct, why = judged.verdict == checks.PASS, judged.why
+            verdict, why = judged.verdict, judged.why
         else:
-            correct, why = bool(judged), ""
-        self._record(checks.check_exact(full_name, "solved", "solved" if correct else "not yet"))
-        text = f"{full_name}: " + ("solved. " if correct else f"not yet. {hint} ") + why
-        return Note(text.strip(), checks.PASS if correct else checks.FAIL)
+            verdict, why = checks.PASS if judged else checks.FAIL, ""
+        # An answer that could not be measured is neither right nor wrong.
+        self._record(checks.check_exact(full_name, "solved", {checks.PASS: "solved", checks.FAIL: "not yet"}.get(verdict)))
+        words = {checks.PASS: "solved.", checks.FAIL: f"not yet. {hint}"}.get(verdict, "not judged; run this cell again.")
+        return Note(f"{full_name}: {words} {why}".strip(), verdict)
 
     def exercise_peak(self, name: str, spec: Any, peak: int, hint: str, binding: str = "") -> Note:
         """Judge a probe that the learner wrote by running it: its peak must be `peak`, capped by the limit `binding`."""
@@ -160,9 +184,11 @@ class Lab(Bench):
             if binding and prediction.binding_names != (binding,):
                 raise LabError(f"The limit that binds is {', '.join(prediction.binding_names) or 'none'}, not {binding}.", hint)
             result = self.run(answer)
-            saturated = result.plateau and result.plateau.settled and result.plateau.waiting
-            seen = result.plateau.running if saturated else None
-            return checks.check_exact(name, peak, seen)
+            if result.plateau is None:
+                raise LabError("The tasks of this probe do not hold at the gate.", hint)
+            if result.plateau.settled and not result.plateau.waiting:
+                raise LabError("All tasks ran at once and none waited, so that no limit was reached.", hint)
+            return checks.check_plateau(name, peak, result.plateau.running, [result.plateau])
 
         return self.exercise(name, spec, judge, hint)
 
@@ -176,19 +202,24 @@ class Lab(Bench):
         """
 
         def judge(answer: Any) -> Measurement:
-            self.set_workers(answer)
-            most = max(worker["concurrency"] for worker in self.installation.workers)
+            listed = workers_from(answer)
+            if not listed:
+                raise LabError("There is no worker in this answer.", hint)
+            most = max(worker.concurrency for worker in listed)
             if largest and most > largest:
                 raise LabError(f"One worker runs {most} tasks at once; {largest} are allowed.", hint)
+            self.set_workers(answer)
             probe.require_served(parse(spec), self.installation)
-            with self.probe(spec) as asked:
+            with exclusive(lab_home(), "a notebook"), self.probe(spec) as asked:
                 asked.deliver()
                 asked.trigger()
                 plateau, attempts = asked.hold(), asked.collect()
                 asked.release()
                 asked.wait()
             seen = {queue: sum(a.state == "running" for a in attempts if a.queue == queue) for queue in running}
-            return checks.check_exact(name, dict(running), seen if plateau.settled and plateau.waiting else None)
+            if plateau.settled and not plateau.waiting:
+                raise LabError("All tasks ran at once and none waited, so that no limit was reached.", hint)
+            return checks.check_plateau(name, dict(running), seen, [plateau])
 
         return self.exercise(name, workers, judge, hint)
 
@@ -243,6 +274,14 @@ class Lab(Bench):
                 complete=complete, plots=self._plots, title=self.title, tasks_per_node=self.tasks_per_node,
             )  # fmt: skip
             results.write(self._result_path, document)
+
+
+def workers_from(listed: Any) -> tuple[Worker, ...]:
+    """Return the workers that a list of dicts describes; raises LabError that names what is wrong in it."""
+    if not isinstance(listed, list | tuple) or not all(isinstance(entry, Mapping) for entry in listed):
+        raise LabError(f"{listed!r} is not a list of workers.", 'write [{"name": "worker-1", "concurrency": 2, "queues": ["default"]}]')
+    # What an installation says of a worker has its node too.
+    return check_together(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in listed)
 
 
 @dataclass

@@ -117,6 +117,11 @@ class Probe:
         finally:
             self.remove()
 
+    @property
+    def holding(self) -> bool:
+        """Whether tasks of the probe may be holding at its gate now."""
+        return self.spec.holds and bool(self.run_ids) and self.released is None
+
     def deliver(self) -> None:
         """Put the spec into the DAG folder and have it parsed at once, not at the DAG processor's leisure."""
         progress.report(f"delivering {self._words()}")
@@ -237,6 +242,7 @@ class Probe:
         try:
             if self.run_ids:
                 release_dag(self._api, self.dag_id, self.gate if self.spec.holds else None)
+                self.released = self.released or (time.time() if self.spec.holds else None)
         finally:
             self._watcher.remove_spec(self.dag_id)
         self._api.delete_dag(self.dag_id)

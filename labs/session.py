@@ -116,8 +116,19 @@ class Bench:
         attempts = task.collect()
         if len(attempts) != 1 or not self.installation.broker:
             raise LabError("Only the path of a single task on a Celery variant can be followed.", 'run a probe with {"tasks": 1}')
+        if attempts[0].state != "success":
+            raise LabError(
+                f"The task of {task.dag_id} is {attempts[0].state or 'not scheduled yet'}; only one that succeeded has gone the whole way.",
+                f"call wait() of the probe first; if it failed: fab logs {attempts[0].host or 'scheduler'}",
+            )
         back = "Received executor event with state success"
         wait_for(lambda: self.lines_in_log("scheduler", task.dag_id, back), 30, "The scheduler's reading of the result", every_s=0.2)
-        ((message, done),) = self.query(celery_path.RESULT_QUERY.format(dag_id=task.dag_id))
+        rows = self.query(celery_path.RESULT_QUERY.format(dag_id=task.dag_id))
+        if len(rows) != 1:
+            raise LabError(
+                f"The result backend holds {len(rows)} results of the task of {task.dag_id}, where one is expected.",
+                "run the probe again; if it stays so: fab logs scheduler",
+            )
+        message, done = rows[0]
         logs = {name: self.lines_in_log(name, text) for name, text in (("scheduler", task.dag_id), (attempts[0].host, message))}
         return celery_path.steps(attempts[0], message, done, logs)
