@@ -17,7 +17,7 @@ from provision.machines import Machines
 from provision.providers import PROVIDERS
 from provision.target import Target, open_target
 from provision.topology import read_cluster
-from provision.variants import BROKERS, VARIANTS
+from provision.variants import BROKERS, VARIANTS, wanted
 from provision.workers import Worker, changed_workers, parse_worker, worker_from
 
 TARGET_HELP = "where Airflow runs: local (the default)"
@@ -146,9 +146,12 @@ def status(c, target="local"):
         print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
         celery = {"broker": installed["broker"]["kind"], "workers": _workers_of(installed)}
     todo = place.plan(installed["variant"], installed["changes"], **celery)
+    again = wanted(installed["variant"], installed["changes"], **celery).command()
+    if celery and not celery["workers"]:
+        again += ", with no workers as it is now,"
     for change in todo:
         print(f"would {change}")
-    print(f"fab install {installed['variant']} would make {len(todo)} changes.")
+    print(f"{again} would make {len(todo)} changes.")
 
 
 @task(

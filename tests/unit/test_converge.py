@@ -259,3 +259,47 @@ def test_dead_workers_can_be_removed(place, home, monkeypatch):
     assert [(change.action, change.name) for change in seen] == [("remove", "worker-2")]
     assert "worker-2" not in services(home)
     assert listed(place) == [("worker-1", None)]
+
+
+class Broker:
+    """A broker with these messages, and workers that hold some."""
+
+    def __init__(self, waiting: dict[str, int] | None, held: int = 0) -> None:
+        self._waiting, self._held = waiting, held
+
+    def waiting(self, queues):
+        if self._waiting is None:
+            raise ProvisionError("The broker does not answer.")
+        return {queue: self._waiting.get(queue, 0) for queue in queues}
+
+    def reserved(self, names):
+        return dict.fromkeys(names, self._held)
+
+
+@pytest.mark.parametrize(
+    ("broker", "asked", "said"),
+    [
+        (Broker({"default": 3}), "rabbitmq", "Task messages wait in redis: 3 in queue default. rabbitmq would not know them"),
+        (Broker({}, held=1), "rabbitmq", "1 held by worker-1"),
+        (Broker({}), "rabbitmq", ""),
+        (Broker({"default": 3}), "redis", ""),
+        (Broker({"default": 3}), None, ""),
+        (Broker(None), "rabbitmq", ""),
+    ],
+)
+def test_a_broker_in_which_messages_wait_is_not_replaced(place, monkeypatch, broker, asked, said):
+    monkeypatch.setattr(place, "_fleet", lambda: broker)
+    reported: list[str] = []
+    request = wanted("celery", broker=asked)
+    if said:
+        with pytest.raises(ProvisionError, match=said) as refused:
+            place._require_nothing_left_in_broker(request, reported.append)
+        assert "fab stop" in refused.value.hint
+    else:
+        place._require_nothing_left_in_broker(request, reported.append)
+    assert bool(reported) is (broker._waiting is None)
+
+
+def test_another_variant_leaves_messages_where_they_are(place, monkeypatch):
+    monkeypatch.setattr(place, "_fleet", lambda: Broker({"default": 3}))
+    place._require_nothing_left_in_broker(wanted("sqlite"), pytest.fail)
