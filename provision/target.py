@@ -69,6 +69,7 @@ class Target(Protocol):
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Return what `install` would do now, changing nothing."""
 
@@ -80,10 +81,12 @@ class Target(Protocol):
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Make the variant run with these setting changes; return what had to be done (nothing, if it ran).
 
-        Where the variant has Celery, `broker` and `workers` replace its own.
+        Where the variant has Celery, `broker` and `workers` replace its own; on several nodes, `ha` doubles
+        API server and scheduler.
         """
 
     def set_workers(self, workers: Iterable[Worker], report: Report = ...) -> list[Change]:

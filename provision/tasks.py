@@ -15,12 +15,12 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.machines import Machines
 from provision.providers import PROVIDERS
-from provision.target import Target, open_target
+from provision.target import TARGETS, Target, open_target
 from provision.topology import read_cluster
 from provision.variants import BROKERS, VARIANTS, wanted
 from provision.workers import Worker, changed_workers, parse_worker, worker_from
 
-TARGET_HELP = "where Airflow runs: local (the default)"
+TARGET_HELP = f"where Airflow runs, one of: {', '.join(TARGETS)} (default: local)"
 
 
 def _plain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,17 +67,18 @@ def up(c, provider=""):
         "set": "a setting as section.key=value, for example core.parallelism=4; repeatable",
         "broker": f"the broker of a Celery variant, one of: {', '.join(BROKERS)} (default: {BROKERS[0]})",
         "worker": "a Celery worker as NAME=CONCURRENCY@QUEUES, for example heavy-1=1@heavy; repeatable; default: the variant's",
+        "ha": "on several nodes, for Celery: two API servers behind HAProxy, and a second scheduler",
     },
 )
 @_plain_errors
-def install(c, variant, target="local", set=None, broker="", worker=None):
+def install(c, variant, target="local", set=None, broker="", worker=None, ha=False):
     """Install a variant and start it; running it again changes nothing."""
     if variant in ("-h", "--help"):
         raise UsageError("Help comes before the task.", "fab --help install")
     changes = _changes(set or [])
     place = open_target(target)
     listed = [parse_worker(text) for text in worker] if worker else None
-    done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed)
+    done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed, ha=ha)
     for change in done:
         print(change)
     print(f"{variant} on {target}: {len(done)} changes.")
@@ -174,9 +175,9 @@ def stop(c, target="local"):
 @task(help={"target": TARGET_HELP})
 @_plain_errors
 def destroy(c, target="local"):
-    """Stop everything and remove what was installed; works on a damaged installation too."""
+    """Stop everything and remove what was installed, on vagrant the machines too; works on a damaged installation."""
     open_target(target).destroy(_progress())
-    print(f"Nothing of Airflow is left in {lab_home().root}.")
+    print("The machines are gone." if target == "vagrant" else f"Nothing of Airflow is left in {lab_home().root}.")
 
 
 def _changes(texts: list[str]) -> dict[str, str]:

@@ -60,7 +60,7 @@ CELERY: Mapping[str, str] = {
 }
 BROKERS = ("redis", "rabbitmq")
 # What else has a log of its own, and so a name that no worker can have.
-NOT_A_WORKER = ("supervisord", "migrate", *BROKERS)
+NOT_A_WORKER = ("supervisord", "migrate", "haproxy", "log-server", "api-server-2", "scheduler-2", *BROKERS)
 
 
 def check_pairing(executor: str, database: str) -> None:
@@ -150,6 +150,7 @@ class Wanted:
     changes: Mapping[str, str]
     broker: str = ""
     workers: tuple[Worker, ...] = ()
+    ha: bool = False
 
     def command(self) -> str:
         """Return the command that asks for exactly this."""
@@ -160,18 +161,30 @@ class Wanted:
             words += ["--broker", self.broker]
         if self.workers != self.variant.workers:
             words += [word for worker in self.workers for word in ("--worker", str(worker))]
+        if self.ha:
+            words += ["--ha"]
         return shlex.join(words)
 
 
 def wanted(
-    variant: str, changes: Mapping[str, str] | None = None, broker: str | None = None, workers: Iterable[Worker] | None = None
+    variant: str,
+    changes: Mapping[str, str] | None = None,
+    broker: str | None = None,
+    workers: Iterable[Worker] | None = None,
+    ha: bool = False,
 ) -> Wanted:
     """Return a checked request; broker and workers are the variant's own unless they are given.
 
-    Raises UsageError for an unknown variant or broker, and for workers or a broker where there is no Celery.
+    With `ha` there are two API servers behind HAProxy and a second scheduler. Raises UsageError for an unknown
+    variant or broker, and for workers, a broker or `ha` where there is no Celery.
     """
     chosen = variant_named(variant)
     if not chosen.uses_celery:
+        if ha:
+            raise UsageError(
+                f"The variant {variant} runs its tasks beside its one scheduler; a second one needs Celery.",
+                "fab install celery --ha --target vagrant",
+            )
         if broker or workers is not None:
             raise UsageError(f"The variant {variant} has neither a broker nor workers.", "fab install celery")
         return Wanted(chosen, dict(changes or {}))
@@ -183,7 +196,7 @@ def wanted(
             raise UsageError(
                 f"A worker cannot be called {worker.name}: that is the name of a service.", "choose another name, such as worker-4"
             )
-    return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed)
+    return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed, ha)
 
 
 def variant_named(name: str) -> Variant:

@@ -51,6 +51,7 @@ class LocalTarget:
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Return what `install` would do now, changing nothing but the folders and secrets it needs to know."""
         return self._converge(self._desired(wanted(variant, changes, broker, workers))).plan()
@@ -63,13 +64,14 @@ class LocalTarget:
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Make the variant run with these setting changes, broker and workers; return what had to be done.
 
         Raises UsageError for an unknown variant, setting or broker, ProvisionError when a step fails. Running it
         again finishes an interrupted install.
         """
-        asked = wanted(variant, changes, broker, workers)
+        asked = self._asked(variant, changes, broker, workers, ha)
         airflow.check_changes(asked.changes, asked.variant)
         with exclusive(self.home, f"fab install {variant}"):
             require_room(self.home.root, ROOM_TO_RUN_MIB)
@@ -124,7 +126,9 @@ class LocalTarget:
 
     def installed(self) -> dict[str, Any] | None:
         """Return the content of the installation file, None unless an install ran to its end."""
-        return read_json(self.home.installation) or None
+        document = read_json(self.home.installation)
+        # The same file describes an installation on the nodes, if labs work with that one.
+        return document if document.get("target") == self.name else None
 
     def status(self) -> list[ServiceStatus]:
         """Return every program that supervisor keeps here; empty when nothing is installed."""
@@ -270,6 +274,12 @@ class LocalTarget:
         return self._fleets[url]
 
     # -- apply ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _asked(variant: str, changes: Mapping[str, str] | None, broker: str | None, workers: Iterable[Worker] | None, ha: bool) -> Wanted:
+        if ha:
+            raise UsageError("A second scheduler wants a node of its own.", "fab up, then fab install celery --ha --target vagrant")
+        return wanted(variant, changes, broker, workers)
 
     def _desired(self, asked: Wanted) -> Desired:
         return desired_state(self.home, asked, self._running())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from provision import airflow
 from provision.airflow import AIRFLOW_SERVICES, API_USER, Placement, Service
-from provision.errors import ProvisionError
+from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY, LabHome
 from provision.nodes import stores, units
-from provision.nodes.layout import API_PORT, FLOWER_PORT, LOGS_PORT, POSTGRES_PORT, RABBITMQ_PORT, REDIS_PORT, USER, Layout
+from provision.nodes.layout import API_PORT, BACKEND_PORT, FLOWER_PORT, LOGS_PORT, POSTGRES_PORT, RABBITMQ_PORT, REDIS_PORT, USER, Layout
 from provision.nodes.units import Unit
 from provision.pins import airflow_lock, airflow_version
 from provision.topology import Cluster, Node
@@ -146,6 +146,7 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
     common = _common_files(layout, environment, local_settings)
     where = placed(wanted.workers, cluster)
     aliases = {node.name: [name for name, at in where.items() if at == node.name and name != node.name] for node in cluster.nodes}
+    second = _second_node(cluster) if wanted.ha else None
     nodes = {}
     for node in cluster.nodes:
         files, own = dict(common), []
@@ -153,7 +154,10 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
             for texts, unit in _stores(wanted, cluster, layout, about, secrets):
                 files |= texts
                 own.append(unit)
-            own += _control_units(layout, wanted, relevant)
+            own += _control_units(layout, wanted, relevant, cluster)
+        if wanted.ha and node == second:
+            own += _second_units(layout, relevant, node)
+        if node == control or (wanted.ha and node == second):
             files[str(placement.passwords_file)] = RemoteFile(json.dumps({API_USER: secrets["api_password"]}) + "\n", USER, USER, "0600")
         here = {worker.name: worker for worker in wanted.workers if where[worker.name] == node.name}
         if here and node != control:
@@ -163,7 +167,7 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
         if not layout.instance:
             files["/etc/hosts"] = RemoteFile(stores.hosts_file(cluster, node.name, aliases), group="root", mode="0644")
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
-        packages = stores.packages_for(variant.services, wanted.broker, node == control)
+        packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         nodes[node.name] = NodeState(node, packages, files, own, here)
     return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes)
 
@@ -215,6 +219,11 @@ def _stores(
     if wanted.broker == "rabbitmq":
         texts = stores.rabbitmq_files(layout, cluster, port, password)
         found.append((_private(texts, "rabbitmq"), stores.rabbitmq_unit(layout, texts)))
+    if wanted.ha:
+        at = layout.port(BACKEND_PORT)
+        backends = {"api-server": (cluster.control.address, at), "api-server-2": (_second_node(cluster).address, at)}
+        texts = stores.haproxy_files(layout, cluster, layout.port(API_PORT), backends)
+        found.append((_private(texts, "haproxy"), stores.haproxy_unit(layout, texts)))
     return found
 
 
@@ -222,10 +231,32 @@ def _private(texts: Mapping[str, str], owner: str) -> dict[str, RemoteFile]:
     return {path: RemoteFile(text, owner, owner, "0400" if path.endswith(".erlang.cookie") else "0600") for path, text in texts.items()}
 
 
-def _control_units(layout: Layout, wanted: Wanted, relevant: Mapping[str, str]) -> list[Unit]:
+def _control_units(layout: Layout, wanted: Wanted, relevant: Mapping[str, str], cluster: Cluster) -> list[Unit]:
     before = [name for name in (*wanted.variant.services, wanted.broker) if name in STORES]
     chosen = [service for service in AIRFLOW_SERVICES if service.name in wanted.variant.services]
+    if wanted.ha:
+        # HAProxy has the address that everybody knows.
+        own = _backend_arguments(cluster.control, layout)
+        chosen = [replace(s, arguments=(*s.arguments, *own)) if s.name == "api-server" else s for s in chosen]
     return [units.airflow_unit(layout, service, relevant, before) for service in chosen]
+
+
+def _second_units(layout: Layout, relevant: Mapping[str, str], node: Node) -> list[Unit]:
+    known = {service.name: service for service in AIRFLOW_SERVICES}
+    api = replace(known["api-server"], name="api-server-2", arguments=("api-server", *_backend_arguments(node, layout)))
+    scheduler = replace(known["scheduler"], name="scheduler-2")
+    return [units.airflow_unit(layout, service, relevant, ()) for service in (api, scheduler)]
+
+
+def _backend_arguments(node: Node, layout: Layout) -> tuple[str, ...]:
+    return ("--host", node.address, "--port", str(layout.port(BACKEND_PORT)))
+
+
+def _second_node(cluster: Cluster) -> Node:
+    others = [node for node in cluster.workers if node != cluster.control]
+    if not others:
+        raise UsageError("A second scheduler wants a node of its own, and the cluster has none.", "add a worker node to the machine table")
+    return others[0]
 
 
 def _log_server(node: Node, layout: Layout) -> Service:
@@ -259,6 +290,7 @@ def installation_document(desired: Desired, home: LabHome, nodes: list[dict[str,
         "versions": {"airflow": airflow_version(), "python": desired.about.python},
         "api": {"url": placement.api_url, "user": API_USER, "credentials": str(home.secrets)},
         "database": database,
+        "ha": wanted.ha,
         "dag_folder": str(desired.layout.dags),
         "spec_folder": str(desired.layout.specs),
         "task_logs": str(desired.layout.airflow_home / "logs"),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 USER = "airflow"
-API_PORT, FLOWER_PORT, REDIS_PORT, RABBITMQ_PORT, POSTGRES_PORT, LOGS_PORT = 8080, 5555, 6379, 5672, 5432, 8793
+# Behind HAProxy, which then has the first port, API servers listen on the second.
+API_PORT, BACKEND_PORT, FLOWER_PORT, REDIS_PORT, RABBITMQ_PORT, POSTGRES_PORT, LOGS_PORT = 8080, 8081, 5555, 6379, 5672, 5432, 8793
 
 
 @dataclass(frozen=True)

@@ -85,5 +85,5 @@ def kind_of(desired: Desired, service: str) -> str:
     if service in ("postgres", "redis", "rabbitmq"):
         return STORES
     known = {name for state in desired.nodes.values() for name in state.workers}
-    others = {"api-server", "scheduler", "dag-processor", "triggerer", "flower", "log-server", "haproxy"}
+    others = {"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "log-server", "haproxy"}
     return WORKERS if service in known or service not in others else SERVICES

@@ -128,6 +128,36 @@ def rabbitmq_unit(layout: Layout, files: Mapping[str, str]) -> Unit:
     return store_unit(layout, "rabbitmq", purpose, "rabbitmq", "/usr/lib/rabbitmq/bin/rabbitmq-server", [RABBITMQ_DATA], files, more)
 
 
+def haproxy_files(layout: Layout, cluster: Cluster, port: int, backends: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Return HAProxy's configuration by path; `backends` are the API servers: address and port by name."""
+    lines = [
+        "global",
+        "  maxconn 500",
+        "defaults",
+        "  mode http",
+        # A task's request may wait for the database; a log is streamed for as long as its task runs.
+        "  timeout connect 2s",
+        "  timeout client 10m",
+        "  timeout server 10m",
+        "  retries 2",
+        "  option redispatch",
+        "frontend api",
+        f"  bind {cluster.control.address}:{port}",
+        "  default_backend api-servers",
+        "backend api-servers",
+        "  balance roundrobin",
+        "  option httpchk GET /api/v2/version",
+        *(f"  server {name} {address}:{at} check inter 2s fall 2 rise 1" for name, (address, at) in backends.items()),
+    ]
+    return {f"{layout.configuration}/haproxy.cfg": "\n".join(lines) + "\n"}
+
+
+def haproxy_unit(layout: Layout, files: Mapping[str, str]) -> Unit:
+    """Return the unit of HAProxy."""
+    command = f"/usr/sbin/haproxy -Ws -f {layout.configuration}/haproxy.cfg"
+    return store_unit(layout, "haproxy", "Shares requests among the API servers", "haproxy", command, ["/run"], files, ["Type=notify"])
+
+
 def broker_url(kind: str, address: str, port: int, password: str) -> str:
     """Return the broker's address as Celery reads it; empty without one."""
     if not kind:
@@ -151,7 +181,7 @@ def chrony_file(cluster: Cluster, node: str) -> str:
     return f"server {cluster.control.address} iburst prefer\nmakestep 0.1 3\n"
 
 
-def packages_for(services: Iterable[str], broker: str, is_control: bool) -> list[str]:
+def packages_for(services: Iterable[str], broker: str, is_control: bool, ha: bool) -> list[str]:
     """Return the distribution's packages that a node needs."""
     names = ["chrony", "python3", "python3-venv", "libpq5", "tzdata"]
     if is_control and "postgres" in services:
@@ -160,4 +190,6 @@ def packages_for(services: Iterable[str], broker: str, is_control: bool) -> list
         names += ["redis-server"]
     if is_control and broker == "rabbitmq":
         names += ["rabbitmq-server"]
+    if is_control and ha:
+        names += ["haproxy"]
     return names

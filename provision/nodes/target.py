@@ -63,9 +63,10 @@ class NodesTarget:
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Return what `install` would do now, changing nothing."""
-        asked = wanted(variant, changes, broker, workers)
+        asked = wanted(variant, changes, broker, workers, ha)
         check_changes(asked.changes, asked.variant)
         return [step.change for step in self._converge(self._desired(asked)).plan()]
 
@@ -77,9 +78,10 @@ class NodesTarget:
         *,
         broker: str | None = None,
         workers: Iterable[Worker] | None = None,
+        ha: bool = False,
     ) -> list[Change]:
         """Make the variant run on the nodes; return what had to be done. Running it again finishes an interrupted install."""
-        asked = wanted(variant, changes, broker, workers)
+        asked = wanted(variant, changes, broker, workers, ha)
         check_changes(asked.changes, asked.variant)
         with exclusive(self.home, f"fab install {variant} --target {self.name}"):
             return self._install(asked, report)
@@ -88,7 +90,8 @@ class NodesTarget:
         """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""
         with exclusive(self.home, "fab workers"):
             installed = self._require_installed()
-            asked = wanted(installed["variant"], installed["changes"], (installed.get("broker") or {}).get("kind"), workers)
+            broker = (installed.get("broker") or {}).get("kind")
+            asked = wanted(installed["variant"], installed["changes"], broker, workers, installed.get("ha", False))
             desired = self._desired(asked)
             converge = self._converge(desired)
             steps = converge.plan()
@@ -366,7 +369,7 @@ class NodesTarget:
     def _asked_again(self) -> Wanted:
         installed = self._require_installed()
         broker = (installed.get("broker") or {}).get("kind")
-        return wanted(installed["variant"], installed["changes"], broker, self._workers() or None)
+        return wanted(installed["variant"], installed["changes"], broker, self._workers() or None, installed.get("ha", False))
 
     def _broker(self) -> str:
         return ((self.installed() or {}).get("broker") or {}).get("kind", "")
