@@ -40,8 +40,10 @@ class Shipped:
 # It migrates the database by itself, and ends its parts on Ctrl-C only.
 STANDALONE = Shipped("airflow standalone", {"standalone": ("standalone",)})
 # The services and settings of the docker-compose.yaml in Airflow's documentation ("Running Airflow in Docker"): one
-# worker with the default worker_concurrency of 16. It runs here without containers, and without the log servers, which
-# listen on every interface.
+# worker with the default worker_concurrency of 16, where the variant celery has three workers of two. It differs from
+# that file in this: no containers; Airflow's default SimpleAuthManager instead of FAB's, so that the same client can log
+# in; no health check server of the scheduler and no log servers, which listen on every interface; no examples; Valkey
+# and PostgreSQL are the labs' own. None of these is on a task's way.
 COMPOSE = Shipped(
     "the official Celery deployment",
     {
