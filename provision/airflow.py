@@ -210,15 +210,20 @@ def render_environment_file(environment: Mapping[str, str]) -> str:
 def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
     if setting in _SCHEDULER_ONLY:
-        return tuple(name for name in services if name == "scheduler")
+        return tuple(name for name in services if _kind(name) == "scheduler")
     if setting.startswith(("celery", "labs.")):
         # The sections of the Celery provider: read by who sends tasks, who runs them, and who shows them. The labs' own:
         # read by who forks the processes in which tasks run.
-        return tuple(name for name in services if name not in _WITHOUT_CELERY)
+        return tuple(name for name in services if _kind(name) not in _WITHOUT_CELERY)
     return services
 
 
-_WITHOUT_CELERY = frozenset({"api-server", "dag-processor", "triggerer", "postgres"})
+def _kind(service: str) -> str:
+    # A second API server or scheduler is like the first; each node has a log server.
+    return "log-server" if service.startswith("log-server-") else service.removesuffix("-2")
+
+
+_WITHOUT_CELERY = frozenset({"api-server", "dag-processor", "triggerer", "postgres", "log-server"})
 
 
 def service_digest(service: Service, environment: Mapping[str, str]) -> str:

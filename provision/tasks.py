@@ -139,17 +139,20 @@ def status(c, target="local"):
         )
     installed = place.installed()
     if installed is None:
-        raise Exit(f"No variant is installed in {lab_home().root}.\n  Next: fab install VARIANT", code=1)
+        where = "on the nodes" if target == "vagrant" else f"in {lab_home().root}"
+        raise Exit(f"No variant is installed {where}.\n  Next: fab install VARIANT --target {target}", code=1)
     print(f"{installed['variant']} on {installed['target']}, {installed['api']['url']}, user {installed['api']['user']}")
     celery = {}
     # An installation that was made before there was Celery says nothing of it.
     if installed.get("broker"):
         print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
-        celery = {"broker": installed["broker"]["kind"], "workers": _workers_of(installed)}
+        celery = {"broker": installed["broker"]["kind"], "workers": _workers_of(installed), "ha": installed.get("ha", False)}
     todo = place.plan(installed["variant"], installed["changes"], **celery)
     again = wanted(installed["variant"], installed["changes"], **celery).command()
     if celery and not celery["workers"]:
         again += ", with no workers as it is now,"
+    if target != "local":
+        again += f" --target {target}"
     for change in todo:
         print(f"would {change}")
     print(f"{again} would make {len(todo)} changes.")

@@ -23,7 +23,7 @@ from provision.workers import Worker
 
 FILES = REPOSITORY / "provision" / "files"
 STORES = ("postgres", "redis", "rabbitmq")
-LOG_SERVER = "log-server"
+LOG_SERVER = "log-server-"
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _log_server(node: Node, layout: Layout) -> Service:
         str(LOGS_PORT),
         "--no-access-log",
     )
-    return Service(LOG_SERVER, arguments, "shows the API server the logs of tasks that ran here")
+    return Service(LOG_SERVER + node.name, arguments, "shows the API server the logs of tasks that ran here")
 
 
 def installation_document(desired: Desired, home: LabHome, nodes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provision.nodes.desired import Desired, NodeState, worker_text
+from provision.nodes.desired import LOG_SERVER, Desired, NodeState, worker_text
 from provision.target import Change
 
 CHRONY = "/etc/chrony/conf.d/airflow-labs.conf"
@@ -85,5 +85,7 @@ def kind_of(desired: Desired, service: str) -> str:
     if service in ("postgres", "redis", "rabbitmq"):
         return STORES
     known = {name for state in desired.nodes.values() for name in state.workers}
-    others = {"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "log-server", "haproxy"}
-    return WORKERS if service in known or service not in others else SERVICES
+    others = {"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "haproxy"}
+    is_service = service not in known and (service in others or service.startswith(LOG_SERVER))
+    # What has no place in the variant any more was a worker.
+    return SERVICES if is_service else WORKERS

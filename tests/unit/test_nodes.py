@@ -64,12 +64,12 @@ def services(state: Desired) -> dict[str, list[str]]:
         (
             {"variant": "celery"},
             ["postgres", "redis", "api-server", "scheduler", "dag-processor", "triggerer", "flower"],
-            ["log-server", "worker-1", "worker-3"],
+            ["log-server-worker-1", "worker-1", "worker-3"],
         ),
         (
             {"variant": "celery", "broker": "rabbitmq", "ha": True},
             ["postgres", "rabbitmq", "haproxy", "api-server", "scheduler", "dag-processor", "triggerer", "flower"],
-            ["api-server-2", "scheduler-2", "log-server", "worker-1", "worker-3"],
+            ["api-server-2", "scheduler-2", "log-server-worker-1", "worker-1", "worker-3"],
         ),
     ],
 )
@@ -116,6 +116,11 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
     assert {node for node, _, _ in steps(state, facts)} == {"worker-2"}
 
 
+def test_a_second_scheduler_is_restarted_with_the_first():
+    before, after = desired("celery", ha=True), desired("celery", ha=True, changes={"core.parallelism": "4"})
+    assert {name for _, action, name in steps(after, fulfilled(before)) if action == "restart"} == {"scheduler", "scheduler-2"}
+
+
 @pytest.mark.parametrize(
     ("changes", "restarted"),
     [
@@ -127,14 +132,14 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
 def test_a_changed_setting_restarts_exactly_the_services_that_read_it(changes, restarted):
     before, after = desired("celery"), desired("celery", changes=changes)
     found = steps(after, fulfilled(before))
-    assert {name for _, action, name in found if action == "restart"} - {"log-server"} == restarted
+    assert {name for _, action, name in found if action == "restart"} == restarted
 
 
 def test_what_the_variant_does_not_have_is_stopped():
     state = desired("postgres")
     facts = fulfilled(state)
-    facts["worker-1"]["others"] = ["airflow-worker-1.service", "airflow-log-server.service"]
-    assert steps(state, facts) == {("worker-1", "stop", "worker-1"), ("worker-1", "stop", "log-server")}
+    facts["worker-1"]["others"] = ["airflow-worker-1.service", "airflow-log-server-worker-1.service"]
+    assert steps(state, facts) == {("worker-1", "stop", "worker-1"), ("worker-1", "stop", "log-server-worker-1")}
 
 
 def test_a_worker_that_only_changed_its_size_is_not_restarted():
