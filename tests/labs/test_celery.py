@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import psutil
 import pytest
 import redis
@@ -11,9 +14,12 @@ from labs.errors import LabError
 from labs.installation import read_installation
 from labs.matrix import draw_cells
 from labs.notebook import Bench, Lab
-from provision import fleet
+from labs.waiting import wait_for
+from provision import airflow, fleet
 from provision.errors import ProvisionError, UsageError
+from provision.home import lab_home
 from provision.local import health
+from provision.target import open_target
 from provision.workers import Worker
 
 TWO = [Worker("worker-1", 2), Worker("worker-2", 2)]
@@ -102,10 +108,118 @@ def test_a_change_of_several_workers_that_fails_half_way_is_written_down_as_it_i
 
 def test_a_worker_may_scale_by_itself(celery, target):
     target.set_workers([Worker("worker-1", 4, at_least=1)])
+    assert peak_of(fresh(), {"tasks": 7}) == ("pass", 4)
+    # Its four processes are idle, and a range of two ends two of them at once.
+    changes = target.set_workers([Worker("worker-1", 2, at_least=1)])
+    assert [(change.action, change.name) for change in changes] == [("resize", "worker-1")]
+    assert target.workers_seen()["worker-1"]["concurrency"] <= 2
+    assert peak_of(fresh(), {"tasks": 5}) == ("pass", 2)
+
+
+def peak_of(bench, spec):
+    result = bench.run(spec)
+    verdict = checks.check_peak("peak", bench.predict(spec), result.plateau, result.peak)
+    return verdict.verdict, verdict.measured
+
+
+def test_a_worker_that_shrinks_while_messages_wait_loses_none(celery, target):
+    target.set_workers([Worker("worker-1", 4)])
     bench = fresh()
-    result = bench.run({"tasks": 7})
-    verdict = checks.check_peak("autoscale", bench.predict({"tasks": 7}), result.plateau, result.peak)
-    assert (verdict.verdict, verdict.measured) == ("pass", 4)
+    with bench.probe({"tasks": 30, "kind": "sleep", "seconds": 0.3}) as probe:
+        probe.deliver()
+        probe.trigger()
+        wait_for(lambda: timeline.running_on(probe.collect()), 60, "The first task")
+        target.set_workers([Worker("worker-1", 2)])
+        assert target.workers_seen()["worker-1"] == {"concurrency": 2, "queues": ["default"]}
+        probe.wait()
+        attempts = probe.collect()
+    assert (timeline.states(attempts), {a.try_number for a in attempts}) == ({"success": 30}, {1})
+    assert peak_of(fresh(), {"tasks": 5}) == ("pass", 2)
+
+
+def test_tasks_that_workers_finish_first_succeed_although_everything_restarts(celery, target):
+    with celery.probe({"tasks": 6, "kind": "sleep", "seconds": 12}) as probe:
+        probe.deliver()
+        probe.trigger()
+        wait_for(lambda: sum(timeline.running_on(probe.collect()).values()) == 6, 60, "Six running tasks")
+        changes = target.install("celery", {"core.max_active_runs_per_dag": "15"})
+        assert {"api-server", "worker-1"} <= {change.name for change in changes if change.action == "restart"}
+        probe.wait()
+        attempts = probe.collect()
+    assert (timeline.states(attempts), {a.try_number for a in attempts}) == ({"success": 6}, {1})
+
+
+def test_a_worker_that_leaves_with_held_tasks_is_waited_for_until_the_gate_opens(celery, target):
+    said = []
+    with celery.probe({"tasks": 8}) as probe:
+        probe.deliver()
+        probe.trigger()
+        assert probe.hold().running == 6
+        leaving = threading.Thread(target=open_target("local").set_workers, args=(TWO, said.append))
+        leaving.start()
+        wait_for(lambda: any("worker-3 has 2" in text and "finished first" in text for text in said), 20, "The report")
+        wait_for(lambda: {row.name: row.state for row in target.status()}["worker-3"] == "STOPPING", 20, "The end of worker-3")
+        assert [(change.action, change.name) for change in target.plan("celery", workers=TWO)] == [("stop", "worker-3")]
+        assert ("restart", "worker-3") in {(change.action, change.name) for change in target.plan("celery")}
+        services.Watcher(celery.installation).require_alive()
+        probe.release()
+        leaving.join(timeout=60)
+        assert not leaving.is_alive()
+        probe.wait()
+        attempts = probe.collect()
+    assert (timeline.states(attempts), {a.try_number for a in attempts}) == ({"success": 8}, {1})
+    assert set(target.workers_seen()) == {"worker-1", "worker-2"}
+
+
+def test_a_lab_tells_no_worker_to_leave_whose_tasks_hold(celery, tmp_path):
+    lab = Lab("leaving", str(tmp_path / "record.json"))
+    with lab.probe({"tasks": 8}) as probe:
+        probe.deliver()
+        probe.trigger()
+        probe.hold()
+        with pytest.raises(LabError, match="worker-3 runs 2 of the tasks that hold"):
+            lab.set_workers([{"name": "worker-1"}, {"name": "worker-2"}])
+        probe.release()
+        probe.wait()
+    lab.finish()
+
+
+def test_a_dead_worker_can_be_removed(celery, target, fab):
+    worker = psutil.Process({row.name: row.pid for row in target.status()}["worker-3"])
+    for process in [*worker.children(recursive=True), worker]:
+        process.kill()
+    wait_for(lambda: {row.name: row.state for row in target.status()}["worker-3"] == "EXITED", 20, "The end of worker-3")
+    done = fab("workers", "--remove", "worker-3")
+    assert (done.returncode, "remove worker-3" in done.stdout) == (0, True), done.stderr
+    target.require_alive()
+    assert target.plan("celery", workers=TWO) == []
+    assert fresh().run({"tasks": 6}).plateau.running == 4
+
+
+def test_tasks_that_name_no_queue_go_to_the_default_queue_of_the_settings(target):
+    other = [Worker("worker-1", 2, ("other",)), Worker("worker-2", 3, ("default",))]
+    target.install("celery", {"operators.default_queue": "other"}, workers=other)
+    assert peak_of(fresh(), {"tasks": 5}) == ("pass", 2)
+
+
+def test_the_path_of_a_task_is_in_order_in_another_time_zone(lab_folder, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    place = open_target("local", lab_home().throwaway("tokyo"))
+    try:
+        place.install("celery")
+        assert place.query("show timezone") == [["UTC"]]
+        bench = Bench(read_installation(place.home.root))
+        with bench.probe({"tasks": 1, "kind": "noop"}) as probe:
+            probe.deliver()
+            probe.trigger()
+            probe.wait()
+            steps = [step.what for step in bench.path_of(probe)]
+        assert steps == ["scheduled", "queued", "received", "running", "ended", "result stored", "result read"]
+    finally:
+        place.destroy()
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_probe_on_a_queue_that_nobody_serves_is_refused(celery):
@@ -162,6 +276,8 @@ def test_a_broker_whose_memory_is_full_is_named(celery, target):
 
 def test_workers_that_never_register_are_told_and_not_left_running(celery, target, monkeypatch):
     monkeypatch.setattr(health, "START_SECONDS", 40)
+    # Otherwise refused, for this very reason.
+    monkeypatch.setattr(airflow, "check_changes", lambda changes, variant: None)
     with pytest.raises(ProvisionError, match="worker-1 was not ready"):
         target.install("celery", {"celery.worker_enable_remote_control": "False"})
     assert not [row.name for row in target.status() if row.running and row.name.startswith("worker")]

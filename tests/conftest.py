@@ -19,6 +19,7 @@ from provision.home import HOME_VARIABLE, REPOSITORY, lab_home
 from provision.inventory import connections
 from provision.machines import Machines
 from provision.providers import choose_provider, require_vagrant
+from provision.target import open_target
 from provision.topology import CLUSTER_VARIABLE, NETWORK_VARIABLE, read_cluster
 
 BIN = Path(sys.prefix) / "bin"
@@ -29,7 +30,7 @@ OWN = {HOME_VARIABLE, NETWORK_VARIABLE, CLUSTER_VARIABLE, "LAB_RUNS", "VAGRANT_D
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "tests/cluster" in str(item.path):
+        if {"cluster", "nodes"} & set(item.path.parts):
             item.add_marker(pytest.mark.cluster)
 
 
@@ -88,6 +89,17 @@ def nodes(machines):
     yield opened
     for connection in opened.values():
         connection.close()
+
+
+@pytest.fixture(scope="session")
+def target(machines, cluster_home):
+    """The vagrant target, in whatever state earlier tests left it; the wheelhouse is filled once for this checkout."""
+    wheelhouse = REPOSITORY / ".lab" / "wheelhouse"
+    wheelhouse.mkdir(parents=True, exist_ok=True)
+    (cluster_home / "wheelhouse").symlink_to(wheelhouse)
+    place = open_target("vagrant")
+    yield place
+    place.close()
 
 
 @pytest.fixture

@@ -1,0 +1,317 @@
+"""Variants on three nodes: installed once, repaired, switched, and broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from labs import results, timeline
+from labs.installation import read_installation
+from labs.notebook import Bench
+from labs.waiting import wait_for
+from provision.errors import ProvisionError, UsageError
+from provision.home import REPOSITORY
+from provision.lock import exclusive
+from provision.workers import Worker
+
+BIN = Path(sys.prefix) / "bin"
+NODES = ["control", "worker-1", "worker-2"]
+SIX = {"tasks": 6, "kind": "noop"}
+
+
+def succeed(target, spec=None):
+    """Return the attempts of a probe, all of which succeeded."""
+    attempts = Bench(read_installation(target.home.root)).run(spec or SIX).attempts
+    assert timeline.states(attempts) == {"success": len(attempts)}
+    return attempts
+
+
+def actions(changes):
+    return {(change.action, change.name) for change in changes}
+
+
+def pids(target):
+    return {(row.node, row.name): row.pid for row in target.status()}
+
+
+def on_node(target, node, *argv, check=True):
+    """Run a command on a node, as root."""
+    return target.nodes[node].call("run", argv=list(argv), check=check)
+
+
+@pytest.mark.parametrize("asked", [{"variant": "sqlite"}, {"variant": "postgres"}, {"variant": "celery"}], ids=lambda a: a["variant"])
+def test_a_variant_is_installed_healthy_and_a_second_install_changes_nothing(target, asked):
+    target.install(**asked)
+    assert target.install(**asked) == []
+    assert target.plan(**asked) == []
+    assert {row.state for row in target.status()} == {"RUNNING"}
+    succeed(target)
+
+
+def test_one_command_says_what_it_does_and_the_second_says_zero_changes(target, fab):
+    target.install("postgres")
+    done = fab("install", "postgres", "--target", "vagrant")
+    assert done.returncode == 0
+    assert done.stdout.strip() == "postgres on vagrant: 0 changes."
+    shown = fab("status", "--target", "vagrant").stdout
+    assert "fab install postgres --target vagrant would make 0 changes." in shown
+
+
+def test_tasks_run_on_the_nodes_of_their_workers(target):
+    target.install("celery")
+    installation = read_installation(target.home.root)
+    result = Bench(installation).run({"tasks": 18})
+    assert result.plateau.running == 6
+    assert set(timeline.per_host(result.attempts)) == {"worker-1", "worker-2", "worker-3"}
+    assert [installation.node_of(name) for name in ("worker-1", "worker-2", "worker-3")] == ["worker-1", "worker-2", "worker-1"]
+    assert result.tolerance_s > 0
+
+
+def test_a_changed_setting_restarts_exactly_the_services_that_read_it(target):
+    target.install("celery")
+    before = pids(target)
+    changes = target.install("celery", {"core.parallelism": "5"})
+    after = pids(target)
+    assert {name for action, name in actions(changes) if action == "restart"} == {"scheduler"}
+    assert {name for name in before if before[name] != after[name]} == {("control", "scheduler")}
+    assert Bench(read_installation(target.home.root)).live_settings()["core.parallelism"] == "5"
+
+
+def test_a_variant_that_takes_the_place_of_another_leaves_nothing_of_it(target):
+    target.install("celery")
+    target.install("sqlite")
+    left = target.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern="airflow-*.service"))
+    services = ["api-server", "dag-processor", "scheduler", "triggerer"]
+    assert left == {"control": [f"airflow-{name}.service" for name in services], "worker-1": [], "worker-2": []}
+    for node in NODES:
+        assert not on_node(target, node, "pgrep", "-f", "celery|redis-server|postgres", check=False)["out"]
+    succeed(target)
+
+
+def test_workers_join_grow_and_leave_on_other_nodes_while_tasks_hold(target):
+    target.install("celery", workers=[Worker("worker-1"), Worker("worker-2")])
+    bench = Bench(read_installation(target.home.root))
+    with bench.probe({"tasks": 14}) as probe:
+        probe.deliver()
+        probe.trigger()
+        seen = [probe.hold().running]
+        target.set_workers([Worker("worker-1"), Worker("worker-2"), Worker("heavy-1", 3)])
+        seen.append(probe.hold().running)
+        target.set_workers([Worker("worker-1", 4), Worker("worker-2"), Worker("heavy-1", 3)])
+        seen.append(probe.hold().running)
+        probe.release()
+        probe.wait()
+        attempts = probe.collect()
+    assert seen == [4, 7, 9]
+    assert timeline.states(attempts) == {"success": 14}
+    assert {attempt.try_number for attempt in attempts} == {1}
+    assert actions(target.set_workers([Worker("worker-1", 4)])) == {("stop", "worker-2"), ("stop", "heavy-1")}
+    succeed(target)
+
+
+def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
+    target.install("celery", broker="rabbitmq")
+    assert target.install("celery", broker="rabbitmq") == []
+    succeed(target)
+    rows = {row.name for row in target.status()}
+    assert "rabbitmq" in rows
+    assert "redis" not in rows
+    ports = target.nodes["control"].call("listeners")
+    assert {address for address, port in ports if port == 5672} == {target.cluster.control.address}
+    assert 4369 not in {port for _, port in ports}
+
+
+def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are_gone(target):
+    target.install("celery", ha=True)
+    assert target.install("celery", ha=True) == []
+    succeed(target)
+    on_node(target, "control", "systemctl", "stop", "airflow-scheduler.service", "airflow-api-server.service")
+    bench = Bench(read_installation(target.home.root))
+    with bench.probe(SIX) as probe, pytest.raises(ProvisionError, match=r"(scheduler|api-server) on control ended"):
+        probe.deliver()
+    run_id = trigger_smoke(bench)
+    wait_for_success(bench, run_id)
+    assert {name for action, name in actions(target.install("celery", ha=True)) if action == "start"} == {"scheduler", "api-server"}
+    succeed(target)
+
+
+def trigger_smoke(bench):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return bench.api.trigger("lab_smoke")
+        except Exception:
+            # HAProxy looks at its API servers every two seconds.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def wait_for_success(bench, run_id):
+    wait_for(lambda: bench.api.dag_run_state("lab_smoke", run_id) == "success", 120, "The success of lab_smoke", every_s=0.5)
+
+
+def test_an_install_that_is_killed_is_finished_by_running_it_again(target):
+    target.install("sqlite")
+    command = [str(BIN / "fab"), "install", "celery", "--target", "vagrant"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    for line in process.stderr:
+        if "starting postgres" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert target.installed() is None
+    target.install("celery")
+    assert target.install("celery") == []
+    succeed(target)
+
+
+def test_a_worker_that_was_killed_is_named_with_its_node(target):
+    target.install("celery")
+    bench = Bench(read_installation(target.home.root))
+    with bench.probe({"tasks": 6}) as probe:
+        probe.deliver()
+        probe.trigger()
+        probe.hold()
+        on_node(target, "worker-2", "systemctl", "kill", "-s", "KILL", "airflow-worker-2.service")
+        with pytest.raises(ProvisionError, match="worker-2 on worker-2 ended") as error:
+            probe.wait(60)
+    assert "fab logs worker-2 --target vagrant" in error.value.hint
+    target.install("celery")
+    succeed(target)
+
+
+def test_a_node_that_is_down_is_named_with_the_command_that_helps(target, machines):
+    if machines.provider() != "docker":
+        pytest.skip("only a container can be paused from outside")
+    target.install("celery")
+    container = machines.ids()["worker-2"]
+    target.close()
+    subprocess.run(["docker", "stop", "-t", "0", container], check=True, capture_output=True)
+    try:
+        with pytest.raises(ProvisionError, match="worker-2 cannot be reached") as error:
+            target.install("celery")
+        assert "fab up" in error.value.hint
+    finally:
+        machines.up()
+    target.close()
+    changes = target.install("celery")
+    assert {action for action, _ in actions(changes)} <= {"start", "write"}
+    assert target.install("celery") == []
+    succeed(target)
+
+
+def test_a_node_that_was_made_again_is_the_only_one_that_is_installed(target, machines):
+    if machines.provider() != "docker":
+        pytest.skip("only a container can be removed from outside")
+    target.install("celery")
+    before = {key: pid for key, pid in pids(target).items() if key[0] != "worker-2"}
+    subprocess.run(["docker", "rm", "-f", machines.ids()["worker-2"]], check=True, capture_output=True)
+    target.close()
+    machines.up()
+    changes = target.install("celery")
+    assert {change.why.rpartition("(")[2].rstrip(")") for change in changes} == {"worker-2"}
+    assert {key: pid for key, pid in pids(target).items() if key[0] != "worker-2"} == before
+    succeed(target)
+
+
+def test_a_package_mirror_that_cannot_be_reached_is_an_error_that_a_rerun_mends(target, monkeypatch):
+    target.install("postgres")
+    on_node(target, "control", "dpkg", "--purge", "--force-depends", "chrony")
+    monkeypatch.setenv("LAB_PACKAGE_PROXY", "http://127.0.0.1:9")
+    on_node(target, "control", "rm", "-rf", "/var/cache/apt/archives")
+    with pytest.raises(ProvisionError, match="control: The packages chrony could not be installed") as error:
+        target.install("postgres")
+    assert "package mirror" in error.value.hint
+    monkeypatch.delenv("LAB_PACKAGE_PROXY")
+    target.install("postgres")
+    assert target.install("postgres") == []
+
+
+def test_a_disk_that_is_full_on_one_node_is_named(target):
+    target.install("celery")
+    folder = "/etc/airflow-labs"
+    on_node(target, "worker-1", "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", folder)
+    try:
+        with pytest.raises(ProvisionError, match=r"worker-1: write_files: No space left on device"):
+            target.install("celery")
+    finally:
+        on_node(target, "worker-1", "umount", folder)
+    target.install("celery")
+    assert target.install("celery") == []
+
+
+def test_failures_of_several_nodes_are_told_together(target):
+    target.install("celery")
+    for node in ("worker-1", "worker-2"):
+        on_node(target, node, "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", "/etc/airflow-labs")
+    try:
+        with pytest.raises(ProvisionError) as error:
+            target.install("celery")
+    finally:
+        for node in ("worker-1", "worker-2"):
+            on_node(target, node, "umount", "/etc/airflow-labs")
+    assert "worker-1: write_files" in error.value.message
+    assert "worker-2: write_files" in error.value.message
+    target.install("celery")
+
+
+def test_one_user_of_the_nodes_at_a_time(target, fab):
+    with exclusive(target.home, "a test"):
+        environment = {"AIRFLOW_LABS_LOCK": ""}
+        done = fab("install", "sqlite", "--target", "vagrant", **environment)
+    assert done.returncode == 1
+    assert "is in use" in done.stderr
+
+
+def test_the_local_target_has_no_second_node_for_a_second_scheduler(fab):
+    done = fab("install", "celery", "--ha")
+    assert done.returncode == 2
+    assert "--target vagrant" in done.stderr
+
+
+def test_what_is_wrong_is_refused_before_anything_happens(target):
+    target.install("sqlite")
+    with pytest.raises(UsageError, match="would have no effect"):
+        target.install("sqlite", {"celery.task_acks_late": "False"})
+    with pytest.raises(UsageError, match="Unknown variant"):
+        target.install("oracle")
+    assert target.install("sqlite") == []
+
+
+def test_logs_are_shown_from_the_node_where_the_service_runs(target, fab):
+    target.install("celery")
+    assert "ready" in fab("logs", "worker-2", "--lines", "200", "--target", "vagrant").stdout
+    refused = fab("logs", "nothing", "--target", "vagrant")
+    assert refused.returncode == 2
+    assert "worker-2" in refused.stderr
+
+
+def test_stopping_leaves_nothing_running_and_installing_starts_it_again(target, fab):
+    target.install("celery")
+    assert fab("stop", "--target", "vagrant").returncode == 0
+    states = target.nodes.each(lambda node: on_node(target, node.name, "pgrep", "-u", "airflow", check=False)["out"])
+    assert set(states.values()) == {""}
+    assert {action for action, _ in actions(target.install("celery"))} == {"start"}
+    succeed(target)
+
+
+def test_every_lab_passes_on_the_nodes_as_it_does_on_one_machine(target):
+    done = subprocess.run(
+        [str(BIN / "labs"), "run", "--target", "vagrant", "--json"],
+        capture_output=True, text=True, timeout=1800, cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert [(lab["lab"], lab["verdict"], lab["error"]) for lab in document["labs"] if lab["verdict"] != "pass"] == []
+    assert done.returncode == 0
+    by_lab = {record["lab"]: record for record in results.read_run(Path(document["run"]))}
+    assert {"00-start-here", "04-pools", "07-celery", "08-queues"} <= set(by_lab)
+    per_node = by_lab["07-celery"]["tasks_per_node"]
+    assert per_node["control"] == 0
+    assert min(per_node["worker-1"], per_node["worker-2"]) > 0
