@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from labs import first_run, timeline
+from labs import bench_nodes, first_run, timeline
 from labs.airflow_api import AirflowApi
 from labs.bench_arms import ROUNDS, Arm, idle_rate, in_turn, run_work
 from labs.bench_rows import AIMS, BenchRow, overhead_row, overheads, throughput_note
@@ -20,7 +20,7 @@ from provision.home import LabHome, lab_home
 from provision.target import open_target
 
 EXPERIMENTS = tuple(AIMS)
-CELERY = "celery"
+CELERY, NODES = "celery", "nodes"
 CHAIN = {"name": "chain", "kind": "noop", "tasks": 20, "chain": True}
 MAPPED = {"name": "mapped", "kind": "noop", "tasks": 200, "mapped": True}
 SLEEPS = {"name": "sleeps", "kind": "sleep", "seconds": 5, "tasks": 64, "max_active_tasks": 64}
@@ -33,15 +33,15 @@ PAIRS = 4
 
 
 def chosen_experiments(only: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the experiments to run, in their order; `celery` stands for all of its own.
+    """Return the experiments to run, in their order; `celery` and `nodes` stand for all of their own.
 
-    Raises UsageError for a name that is none.
+    Those on nodes make machines, and run only if they are named. Raises UsageError for a name that is none.
     """
-    groups = {CELERY: {name for name in EXPERIMENTS if name.startswith(f"{CELERY}-")}}
+    groups = {group: {name for name in EXPERIMENTS if name.startswith(f"{group}-")} for group in (CELERY, NODES)}
     for name in only or ():
         if name not in (*EXPERIMENTS, *groups):
             raise UsageError(f"Unknown bench row {name!r}.", f"choose from: {', '.join([*EXPERIMENTS, *groups])}")
-    wanted = {each for name in only or EXPERIMENTS for each in groups.get(name, {name})}
+    wanted = {each for name in only for each in groups.get(name, {name})} if only else set(EXPERIMENTS) - groups[NODES]
     return tuple(name for name in EXPERIMENTS if name in wanted)
 
 
@@ -49,10 +49,11 @@ def run_bench(only: Sequence[str] | None, report: Report) -> list[BenchRow]:
     """Return one row or two per chosen experiment; everything that was installed for it is destroyed, also on Ctrl-C."""
     chosen = set(chosen_experiments(only))
     celery = {name for name in chosen if name.startswith(f"{CELERY}-")}
+    nodes = {name for name in chosen if name.startswith(f"{NODES}-")}
     rows: list[BenchRow] = []
     if "first-run" in chosen:
         rows.append(_first_run(report))
-    if chosen - {"first-run"} - celery:
+    if chosen - {"first-run"} - celery - nodes:
         with _ours("postgres", report) as ours:
             if chosen & {"hop", "throughput", "cpu", "makespan"}:
                 rows += _against_standalone(chosen, ours, report)
@@ -61,6 +62,8 @@ def run_bench(only: Sequence[str] | None, report: Report) -> list[BenchRow]:
     if celery:
         with _ours("celery", report) as ours, _stock(StockAirflow(_throwaway("stock"), COMPOSE), report) as stock:
             rows += _side_by_side((ours, _started(stock, {}, report)), celery, report, f"{CELERY}-")
+    if nodes:
+        rows += bench_nodes.measure(nodes, report)
     return sorted(rows, key=lambda row: EXPERIMENTS.index(row.key))
 
 

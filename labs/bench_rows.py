@@ -38,6 +38,10 @@ AIMS: Mapping[str, Aim | None] = {
     "celery-hop": None,
     "celery-throughput": Aim(2.0, at_least=True),
     "celery-cpu": None,
+    "nodes-install": Aim(1.3),
+    "nodes-again": Aim(5, of_ours=True),
+    "nodes-switch": Aim(20, of_ours=True),
+    "nodes-cold": Aim(120, of_ours=True),
 }
 
 

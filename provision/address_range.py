@@ -21,6 +21,8 @@ ROUTES = Path("/proc/net/route")
 # Interfaces of networks that virtual machines share: Vagrant uses one that has the cluster's range.
 _SHARED = re.compile(r"vboxnet\d+|virbr\d+|VirtualBox Host-Only.*")
 PROBE_TIMEOUT_S = 0.5
+# Ranges that VirtualBox allows without being told to.
+CANDIDATES = [f"192.168.{third}.0/24" for third in range(63, 56, -1)]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ def conflict(network: IPv4Network, taken: Iterable[Taken], own_interfaces: Itera
         if other.network.overlaps(network) and other.interface not in own and not shared:
             return other
     return None
+
+
+def free_range() -> str:
+    """Return a range for a cluster that nothing on this machine uses; raises ProvisionError if there is none."""
+    taken = [*interfaces(), *routes()]
+    docker = [span for network in docker_networks() for span in network.ranges]
+    for candidate in CANDIDATES:
+        network = IPv4Network(candidate)
+        if not conflict(network, taken, (), share=False) and not any(span.overlaps(network) for span in docker):
+            return candidate
+    raise ProvisionError(f"None of the ranges {', '.join(CANDIDATES)} is free.", f"name one: {NETWORK_VARIABLE}=10.11.12.0/24")
 
 
 def require_free_range(cluster: Cluster, own_containers: Iterable[str], running: Iterable[str], docker: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import subprocess
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from provision.address_range import conflict, interfaces, routes
-from provision.address_range import docker_networks as networks_of_docker
+from provision.address_range import free_range
 from provision.errors import ProvisionError
 from provision.home import HOME_VARIABLE, REPOSITORY, lab_home
 from provision.inventory import connections
@@ -23,8 +21,6 @@ from provision.target import open_target
 from provision.topology import CLUSTER_VARIABLE, NETWORK_VARIABLE, read_cluster
 
 BIN = Path(sys.prefix) / "bin"
-# Ranges that VirtualBox allows without being told to.
-CANDIDATES = [f"192.168.{third}.0/24" for third in range(63, 56, -1)]
 OWN = {HOME_VARIABLE, NETWORK_VARIABLE, CLUSTER_VARIABLE, "LAB_RUNS", "VAGRANT_DOTFILE_PATH"}
 
 
@@ -32,17 +28,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"cluster", "nodes"} & set(item.path.parts):
             item.add_marker(pytest.mark.cluster)
-
-
-def free_range() -> str:
-    """Return an address range that nothing on this machine uses."""
-    taken = [*interfaces(), *routes()]
-    docker = [span for network in networks_of_docker() for span in network.ranges]
-    for candidate in CANDIDATES:
-        network = ipaddress.IPv4Network(candidate)
-        if not conflict(network, taken, (), share=False) and not any(span.overlaps(network) for span in docker):
-            return candidate
-    pytest.fail(f"none of {', '.join(CANDIDATES)} is free")
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,10 @@ def test_the_json_form_keeps_the_raw_samples():
 
 
 def test_only_names_the_experiments_to_run_in_their_own_order():
-    assert chosen_experiments(None) == EXPERIMENTS == tuple(AIMS)
+    assert tuple(AIMS) == EXPERIMENTS
+    nodes = ("nodes-install", "nodes-again", "nodes-switch", "nodes-cold")
+    assert chosen_experiments(None) == tuple(name for name in EXPERIMENTS if name not in nodes)
+    assert chosen_experiments(["nodes"]) == nodes
     assert chosen_experiments(["cpu", "hop"]) == ("hop", "cpu")
     assert chosen_experiments(["celery"]) == ("celery-hop", "celery-throughput", "celery-cpu")
     assert chosen_experiments(["celery", "celery-cpu", "hop"]) == ("hop", "celery-hop", "celery-throughput", "celery-cpu")

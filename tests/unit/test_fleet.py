@@ -66,10 +66,11 @@ def test_a_worker_that_shrinks_takes_no_messages_until_it_has():
     assert (fleet.processes, fleet.served) == (2, ["light"])
 
 
-@pytest.mark.parametrize(("active", "reserved"), [(3, 0), (2, 1), (0, 3)])
+# A task that is in hand and does not run yet may be on its way to any process.
+@pytest.mark.parametrize(("active", "reserved"), [(3, 0), (2, 1), (0, 3), (0, 1)])
 def test_a_worker_with_too_many_tasks_in_hand_does_not_shrink_and_takes_messages_again(active, reserved):
     fleet = StandIn(4, "light", active=active, reserved=reserved)
-    with pytest.raises(ProvisionError, match="a has 3 tasks in hand and 4 processes; 2 are wanted"):
+    with pytest.raises(ProvisionError, match=f"a has {active + reserved} tasks in hand and 4 processes; 2 are wanted"):
         fleet.resize(Worker("a", 2, ("light",)))
     assert (fleet.processes, fleet.served) == (4, ["light"])
     assert "pool_shrink" not in {command for command, *_ in fleet.told}
