@@ -16,8 +16,11 @@ from labs.installation import home_folder, read_installation
 from provision.environments import environment_path, is_complete
 from provision.errors import ProvisionError
 from provision.home import ROOM_FOR_ENVIRONMENT_MIB, lab_home
+from provision.local import rabbitmq
 from provision.local.postgres import binaries
 from provision.pins import airflow_version, pins
+from provision.providers import choose_provider, require_vagrant
+from provision.topology import read_cluster
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 # Four Airflow processes, PostgreSQL and eight worker processes, measured at 1.6 GiB; the rest is for the notebook.
@@ -36,7 +39,19 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return what this machine offers for the labs."""
-    return [_python(), _cores(), _memory(), _disk(), _home(), _airflow(), _postgres(), _installation(), _vagrant(), _docker()]
+    return [
+        _python(),
+        _cores(),
+        _memory(),
+        _disk(),
+        _home(),
+        _airflow(),
+        _postgres(),
+        _rabbitmq(),
+        _installation(),
+        _vagrant(),
+        _machines(),
+    ]
 
 
 def ready(findings: list[Finding]) -> bool:
@@ -119,16 +134,25 @@ def _installation() -> Finding:
     return Finding("installation", OK, f"{installation.variant} on {installation.target}, {installation.api_url}")
 
 
+def _rabbitmq() -> Finding:
+    try:
+        return Finding("RabbitMQ", OK, f"{rabbitmq.binary()}, for fab install celery --broker rabbitmq")
+    except ProvisionError as error:
+        return Finding("RabbitMQ", NOTE, "not installed; Celery uses Redis", error.hint)
+
+
 def _vagrant() -> Finding:
-    found = shutil.which("vagrant")
-    return Finding(
-        "Vagrant",
-        OK if found else NOTE,
-        found or "not installed",
-        "" if found else "only for labs on three nodes: https://developer.hashicorp.com/vagrant",
-    )
+    try:
+        require_vagrant()
+    except ProvisionError as error:
+        return Finding("Vagrant", NOTE, error.message, f"only for labs on three nodes: {error.hint}")
+    return Finding("Vagrant", OK, str(shutil.which("vagrant")))
 
 
-def _docker() -> Finding:
-    found = shutil.which("docker")
-    return Finding("Docker", OK if found else NOTE, found or "not installed", "" if found else "only for nodes without virtualisation")
+def _machines() -> Finding:
+    try:
+        cluster = read_cluster()
+        needed = f"{len(cluster.nodes)} nodes with {cluster.memory_mib / 1024:g} GiB"
+        return Finding("three nodes", OK, f"provider {choose_provider(None, None)}, {needed}")
+    except ProvisionError as error:
+        return Finding("three nodes", NOTE, error.message.splitlines()[0], error.hint.splitlines()[0])

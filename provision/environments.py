@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from provision import certificates
 from provision.errors import ProvisionError, UsageError
 from provision.home import ROOM_FOR_ENVIRONMENT_MIB, LabHome, require_room
 from provision.pins import airflow_lock, airflow_version
@@ -60,7 +62,8 @@ def build_environment(home: LabHome) -> Path:
 
 
 def _run(command: list[str], environment: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    trusted = {**os.environ, **certificates.variables()}
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=trusted)
     if done.returncode:
         last_lines = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-10:])
         raise ProvisionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 from fabric import task
 from invoke import Exit
 
+from provision import certificates
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.machines import Machines
@@ -68,14 +70,18 @@ def up(c, provider=""):
         "broker": f"the broker of a Celery variant, one of: {', '.join(BROKERS)} (default: {BROKERS[0]})",
         "worker": "a Celery worker as NAME=CONCURRENCY@QUEUES, for example heavy-1=1@heavy; repeatable; default: the variant's",
         "ha": "on several nodes, for Celery: two API servers behind HAProxy, and a second scheduler",
+        "ca_bundle": "a file with certificates to trust when packages are downloaded, in PEM format; on nodes, for all of their programs",
     },
 )
 @_plain_errors
-def install(c, variant, target="local", set=None, broker="", worker=None, ha=False):
+def install(c, variant, target="local", set=None, broker="", worker=None, ha=False, ca_bundle=""):
     """Install a variant and start it; running it again changes nothing."""
     if variant in ("-h", "--help"):
         raise UsageError("Help comes before the task.", "fab --help install")
     changes = _changes(set or [])
+    if ca_bundle:
+        os.environ[certificates.BUNDLE_VARIABLE] = ca_bundle
+    certificates.bundle()
     place = open_target(target)
     listed = [parse_worker(text) for text in worker] if worker else None
     done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed, ha=ha)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from provision import certificates
 from provision.environments import uv_binary
 from provision.errors import ProvisionError
 from provision.home import LabHome, require_room
@@ -62,7 +64,7 @@ def _uv_lock() -> Path:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, **certificates.variables()})
     if done.returncode:
         lines = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
         raise ProvisionError(

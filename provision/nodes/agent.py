@@ -280,6 +280,14 @@ def install_packages(names: list[str], proxy: str) -> None:
             os.unlink(POLICY)
 
 
+def trust(text: str) -> None:
+    """Let every program of this node trust these certificates, besides those of the distribution."""
+    path = "/usr/local/share/ca-certificates/airflow-labs.crt"
+    if read(path) != text:
+        write_files({path: {"text": text, "owner": "root", "group": "root", "mode": "0644"}})
+        run(["update-ca-certificates"])
+
+
 def make_user(name: str, home: str) -> None:
     """Make a system user that nobody can log in as."""
     try:
@@ -402,7 +410,7 @@ OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
         about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, install_packages,
-        make_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
+        trust, make_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
     )
 }  # fmt: skip
 

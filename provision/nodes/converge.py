@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from provision import wheelhouse
+from provision import certificates, wheelhouse
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
@@ -53,6 +53,8 @@ class Converge:
     # -- what every node needs --------------------------------------------------------------------
 
     def _prepare(self, steps: list[Step], report: Report) -> None:
+        if bundle := certificates.bundle():
+            self.nodes.each(lambda node: node.call("trust", text=bundle.read_text()))
         missing = {step.node: step.why.split(", ") for step in steps if step.action == "install"}
         if missing:
             report(f"installing packages on {', '.join(missing)}")

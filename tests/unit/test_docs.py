@@ -173,10 +173,10 @@ def test_a_fab_task_is_in_the_reference_with_its_options(name):
     assert FAB[name].__doc__
     documented = rows(section(f"fab {name}"))
     arguments = FAB_ARGUMENTS[name]
-    assert set(documented) == {f"--{a.name}" for a in arguments}
+    assert set(documented) == {f"--{a.name.replace('_', '-')}" for a in arguments}
     for argument in arguments:
         assert argument.help, f"{argument.name} of fab {name} has no help"
-        default = documented[f"--{argument.name}"][1]
+        default = documented[f"--{argument.name.replace('_', '-')}"][1]
         expected = "none" if argument.kind is list else "required" if argument.default is None else f"`{argument.default}`"
         assert default == expected, f"fab {name} --{argument.name}"
 
