@@ -217,17 +217,25 @@ class Fleet:
         # that it failed (billiard/pool.py, shrink; celery/worker/control.py, pool_shrink; Celery 5.7.0). An autoscaler
         # does not even say so (celery/worker/autoscale.py, _shrink), and keeps more processes than its range allows.
         deadline = time.monotonic() + RESIZED_S
-        while self.queues([worker.name]).get(worker.name) or self._busy(worker) > worker.concurrency:
+        while self.queues([worker.name]).get(worker.name) or not self._idle(worker):
             if time.monotonic() > deadline:
+                busy = self._taken([worker.name]).get(worker.name, "an unknown number of")
                 raise ProvisionError(
-                    f"{worker.name} has {self._busy(worker)} tasks in hand and {processes} processes; {worker.concurrency} are wanted, "
+                    f"{worker.name} has {busy} tasks in hand and {processes} processes; {worker.concurrency} are wanted, "
                     "and none is ended while it runs a task.",
                     "wait until tasks have ended, then run the same command again",
                 )
             time.sleep(0.1)
 
-    def _busy(self, worker: Worker) -> int:
-        return self._taken([worker.name]).get(worker.name, worker.concurrency + 1)
+    def _idle(self, worker: Worker) -> bool:
+        """Return whether all tasks in hand run, in no more processes than the worker will have.
+
+        To the pool a process is idle until it has said that it runs a task: one that was just given a task would be
+        ended with it (billiard/pool.py, _iterinactive).
+        """
+        reserved, active = self._ask("reserved", [worker.name]), self._ask("active", [worker.name])
+        known = worker.name in reserved and worker.name in active
+        return known and not reserved[worker.name] and len(active[worker.name]) <= worker.concurrency
 
     def _wait_for(self, worker: Worker) -> None:
         # A worker says yes to a change first and makes it then.

@@ -304,9 +304,11 @@ def sweep_orphans(home: LabHome, supervisor: Supervisor, grace_seconds: float = 
 
     The worker processes of a scheduler that was killed go on without it, and so do their tasks.
     """
+    # In this order: a task's process that is born between the two looks is in the second one only.
+    there = owned_processes(home)
     keeper = psutil.Process(supervisor.call("getPID"))
     kept = {keeper.pid, *(child.pid for child in keeper.children(recursive=True))}
-    return _end([process for process in owned_processes(home) if process.pid not in kept], grace_seconds)
+    return _end([process for process in there if process.pid not in kept], grace_seconds)
 
 
 def _end(processes: list[psutil.Process], grace_seconds: float) -> int:

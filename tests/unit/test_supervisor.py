@@ -13,6 +13,7 @@ from supervisor.options import UnhosedConfigParser
 
 from provision.errors import ProvisionError
 from provision.home import LabHome, lab_home
+from provision.local import supervisor
 from provision.local.ports import free_port, port_is_free, port_owner
 from provision.local.supervisor import LONGEST_SOCKET_PATH, ProcessState, Program, log_path, render_configuration, socket_path
 
@@ -173,3 +174,28 @@ def test_asking_does_not_occupy_a_port():
 def test_a_process_is_there_until_it_has_ended(state, running):
     assert ProcessState("worker-1", state, 7, 0.0, 0).running is running
     assert ProcessState("worker-1", state, 7, 0.0, 0).ending is (state == "STOPPING")
+
+
+def test_a_process_that_is_born_while_orphans_are_looked_for_is_none(monkeypatch):
+    class Born:
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+    alive, ended = [Born(1), Born(2)], []
+    orphan = Born(99)
+
+    def looked(found):
+        seen = list(found)
+        alive.append(Born(10 + len(alive)))
+        return seen
+
+    class Keeper(Born):
+        def children(self, recursive):
+            return looked(alive)
+
+    monkeypatch.setattr(supervisor, "owned_processes", lambda home: looked([*alive, orphan]))
+    monkeypatch.setattr(supervisor.psutil, "Process", lambda pid: Keeper(pid))
+    monkeypatch.setattr(supervisor, "_end", lambda processes, grace_seconds: ended.extend(process.pid for process in processes))
+    monkeypatch.setattr(supervisor.Supervisor, "call", lambda self, method: 1)
+    supervisor.sweep_orphans(lab_home(), supervisor.Supervisor(lab_home(), "x"))
+    assert ended == [99]
