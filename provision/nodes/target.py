@@ -20,6 +20,7 @@ from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
 from provision.nodes.desired import About, Desired, RemoteFile, desired_state, installation_document
 from provision.nodes.layout import USER, Layout
+from provision.nodes.plan import asked_of
 from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster
@@ -102,7 +103,12 @@ class NodesTarget:
                     f"More than workers would change: {others[0].change}.",
                     f"fab install {installed['variant']} --target {self.name}, then this again",
                 )
-            converge.apply(steps, report)
+            try:
+                converge.apply(steps, report)
+            except (ProvisionError, KeyboardInterrupt):
+                # What labs predict with is what runs now.
+                self._write_installation(self._desired(replace(asked, workers=self._workers_after(desired))))
+                raise
             self._write_installation(desired)
             return [step.change for step in steps if step.name in names]
 
@@ -335,6 +341,21 @@ class NodesTarget:
         if not self.layout.instance:
             # What `labs` works with is the installation that was made or looked after last.
             write_private(self.shared.installation, text)
+
+    def _workers_after(self, desired: Desired) -> tuple[Worker, ...]:
+        """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""
+        facts = self.nodes.each(lambda node: node.call("facts", **asked_of(desired, desired.nodes[node.name])))
+        changed = {
+            name: worker
+            for node, state in desired.nodes.items()
+            for name, worker in state.workers.items()
+            if str(self.layout.worker_file(name)) not in facts[node]["files"]
+        }
+        known = {worker.name: worker for worker in self._workers()} | changed
+        units = [self.layout.unit(name) for name in known]
+        states = self.nodes.each(lambda node: node.call("states", units=units))
+        active = {unit for seen in states.values() for unit, state in seen.items() if state["active"] == "active"}
+        return tuple(worker for name, worker in known.items() if self.layout.unit(name) in active)
 
     def _remove_instance(self, report: Report) -> None:
         report(f"removing the second installation {self.layout.instance}")

@@ -15,6 +15,7 @@ from labs import results, timeline
 from labs.installation import read_installation
 from labs.notebook import Bench
 from labs.waiting import wait_for
+from provision import fleet
 from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY
 from provision.lock import exclusive
@@ -113,6 +114,22 @@ def test_workers_join_grow_and_leave_on_other_nodes_while_tasks_hold(target):
     assert {attempt.try_number for attempt in attempts} == {1}
     assert actions(target.set_workers([Worker("worker-1", 4)])) == {("stop", "worker-2"), ("stop", "heavy-1")}
     succeed(target)
+
+
+def test_a_change_of_workers_that_fails_half_way_is_written_down_as_it_is(target, monkeypatch):
+    monkeypatch.setattr(fleet, "RESIZED_S", 10)
+    target.install("celery", workers=[Worker("worker-1"), Worker("worker-2")])
+    bench = Bench(read_installation(target.home.root))
+    with bench.probe({"tasks": 4}) as probe:
+        probe.deliver()
+        probe.trigger()
+        assert probe.hold().running == 4
+        with pytest.raises(ProvisionError, match="worker-2 has 2 tasks in hand"):
+            target.set_workers([Worker("worker-1", 3), Worker("worker-2", 1)])
+        probe.release()
+        probe.wait()
+    sizes = [(worker["name"], worker["concurrency"]) for worker in target.installed()["workers"]]
+    assert sizes == [("worker-1", 3), ("worker-2", 2)]
 
 
 def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
