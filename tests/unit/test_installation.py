@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labs.errors import LabError
-from labs.installation import read_installation
+from labs.installation import Installation, read_installation
 
 
 def test_the_installation_of_this_home_is_read(lab_home_folder: Path):
@@ -49,3 +49,19 @@ def test_credentials_that_cannot_be_read_are_named(lab_home_folder: Path, conten
     (lab_home_folder / "installation.json").write_text(json.dumps({"schema": 1, "api": {"credentials": str(secrets)}}))
     with pytest.raises(LabError, match=r"credentials file .*secrets\.json cannot be read"):
         read_installation().password()
+
+
+def test_the_clocks_of_two_nodes_are_as_far_apart_as_they_can_be():
+    clocks = [(0.002, 0.001), (-0.004, 0.002), (0.0, 0.0005)]
+    nodes = [{"name": str(n), "clock_offset_s": offset, "clock_uncertainty_s": spread} for n, (offset, spread) in enumerate(clocks)]
+    assert Installation({"nodes": nodes}).clock_tolerance_s == pytest.approx(0.003 - -0.006)
+    assert Installation({"nodes": nodes[:1]}).clock_tolerance_s == 0.0
+    assert Installation({"nodes": [{"name": "a"}, {"name": "b"}]}).clock_tolerance_s == 0.0
+
+
+def test_a_task_belongs_to_the_node_of_its_worker_or_its_host_or_the_only_one():
+    nodes = [{"name": "control"}, {"name": "worker-1"}]
+    installation = Installation({"nodes": nodes, "workers": [{"name": "heavy-1", "node": "worker-1"}]})
+    assert [installation.node_of(host) for host in ("heavy-1", "worker-1", "control", "elsewhere")] == [
+        "worker-1", "worker-1", "control", "control",
+    ]  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 from labs.checks import Plateau
 from labs.errors import LabError
 from labs.installation import Installation
-from labs.probe import PAUSES_TO_HOLD, SHORTEST_HOLD_S, PlateauWatcher, describe, require_served
+from labs.probe import PAUSES_TO_HOLD, SHORTEST_HOLD_S, PlateauWatcher, ProbeResult, describe, require_served
 from labs.spec import parse
+from labs.timeline import Attempt
 
 
 def watched(readings: list[tuple[float, int, int, int]]) -> list[Plateau]:
@@ -125,3 +126,16 @@ def test_a_probe_that_names_no_queue_goes_to_the_default_queue_of_the_settings()
     require_served(parse({"tasks": 2}), here)
     with pytest.raises(LabError, match="No worker serves queue 'default'"):
         require_served(parse({"queue": "default"}), here)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "tolerance_s", "peak"),
+    [(("a", "b"), 0.0, 2), (("a", "b"), 0.2, 1), (("a", "a"), 0.2, 2)],
+    ids=["clocks agree", "clocks may differ by more than the overlap", "one clock"],
+)
+def test_an_overlap_that_is_shorter_than_the_clocks_differ_does_not_count(hosts, tolerance_s, peak):
+    attempts = tuple(
+        Attempt("t", n, "r", 1, "success", None, None, start, start + 1.0, host=host)
+        for n, (start, host) in enumerate(zip((10.0, 10.9), hosts, strict=True))
+    )
+    assert ProbeResult(parse({}), "d", attempts, None, 0.0, tolerance_s=tolerance_s).peak == peak
