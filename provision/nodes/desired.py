@@ -160,7 +160,8 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
         if node == control or (wanted.ha and node == second):
             files[str(placement.passwords_file)] = RemoteFile(json.dumps({API_USER: secrets["api_password"]}) + "\n", USER, USER, "0600")
         here = {worker.name: worker for worker in wanted.workers if where[worker.name] == node.name}
-        if here and node != control:
+        # Wherever workers may come and go: the logs of those that left stay.
+        if wanted.broker and node in cluster.workers and node != control:
             own.append(units.airflow_unit(layout, _log_server(node, layout), relevant, (), binary="uvicorn"))
         own += [units.worker_unit(layout, worker, relevant) for worker in here.values()]
         files |= {unit.path: RemoteFile(unit.text, group="root", mode="0644") for unit in own}

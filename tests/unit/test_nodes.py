@@ -142,6 +142,11 @@ def test_what_the_variant_does_not_have_is_stopped():
     assert steps(state, facts) == {("worker-1", "stop", "worker-1"), ("worker-1", "stop", "log-server-worker-1")}
 
 
+def test_logs_can_be_read_from_a_node_that_has_no_worker_any_more():
+    state = desired("celery", workers=[Worker("worker-1")])
+    assert services(state)["worker-2"] == ["log-server-worker-2"]
+
+
 def test_a_worker_that_only_changed_its_size_is_not_restarted():
     state = desired("celery", workers=[Worker("worker-1", 4), Worker("worker-2")])
     facts = fulfilled(state)
