@@ -46,6 +46,22 @@ def on_node(target, node, *argv, check=True):
     return target.nodes[node].call("run", argv=list(argv), check=check)
 
 
+def trigger_smoke(bench):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return bench.api.trigger("lab_smoke")
+        except Exception:
+            # HAProxy looks at its API servers every two seconds.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def wait_for_success(bench, run_id):
+    wait_for(lambda: bench.api.dag_run_state("lab_smoke", run_id) == "success", 120, "The success of lab_smoke", every_s=0.5)
+
+
 @pytest.mark.parametrize("asked", [{"variant": "sqlite"}, {"variant": "postgres"}, {"variant": "celery"}], ids=lambda a: a["variant"])
 def test_a_variant_is_installed_healthy_and_a_second_install_changes_nothing(target, asked):
     target.install(**asked)
@@ -53,15 +69,6 @@ def test_a_variant_is_installed_healthy_and_a_second_install_changes_nothing(tar
     assert target.plan(**asked) == []
     assert {row.state for row in target.status()} == {"RUNNING"}
     succeed(target)
-
-
-def test_one_command_says_what_it_does_and_the_second_says_zero_changes(target, fab):
-    target.install("postgres")
-    done = fab("install", "postgres", "--target", "vagrant")
-    assert done.returncode == 0
-    assert done.stdout.strip() == "postgres on vagrant: 0 changes."
-    shown = fab("status", "--target", "vagrant").stdout
-    assert "fab install postgres --target vagrant would make 0 changes." in shown
 
 
 def test_tasks_run_on_the_nodes_of_their_workers(target):
@@ -84,15 +91,12 @@ def test_a_changed_setting_restarts_exactly_the_services_that_read_it(target):
     assert Bench(read_installation(target.home.root)).live_settings()["core.parallelism"] == "5"
 
 
-def test_a_variant_that_takes_the_place_of_another_leaves_nothing_of_it(target):
+def test_logs_are_shown_from_the_node_where_the_service_runs(target, fab):
     target.install("celery")
-    target.install("sqlite")
-    left = target.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern="airflow-*.service"))
-    services = ["api-server", "dag-processor", "scheduler", "triggerer"]
-    assert left == {"control": [f"airflow-{name}.service" for name in services], "worker-1": [], "worker-2": []}
-    for node in NODES:
-        assert not on_node(target, node, "pgrep", "-f", "celery|redis-server|postgres", check=False)["out"]
-    succeed(target)
+    assert "ready" in fab("logs", "worker-2", "--lines", "200", "--target", "vagrant").stdout
+    refused = fab("logs", "nothing", "--target", "vagrant")
+    assert refused.returncode == 2
+    assert "worker-2" in refused.stderr
 
 
 def test_workers_join_grow_and_leave_on_other_nodes_while_tasks_hold(target):
@@ -132,63 +136,6 @@ def test_a_change_of_workers_that_fails_half_way_is_written_down_as_it_is(target
     assert sizes == [("worker-1", 3), ("worker-2", 2)]
 
 
-def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
-    target.install("celery", broker="rabbitmq")
-    assert target.install("celery", broker="rabbitmq") == []
-    succeed(target)
-    rows = {row.name for row in target.status()}
-    assert "rabbitmq" in rows
-    assert "redis" not in rows
-    ports = target.nodes["control"].call("listeners")
-    assert {address for address, port in ports if port == 5672} == {target.cluster.control.address}
-    assert 4369 not in {port for _, port in ports}
-
-
-def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are_gone(target):
-    target.install("celery", ha=True)
-    assert target.install("celery", ha=True) == []
-    succeed(target)
-    on_node(target, "control", "systemctl", "stop", "airflow-scheduler.service", "airflow-api-server.service")
-    bench = Bench(read_installation(target.home.root))
-    with bench.probe(SIX) as probe, pytest.raises(ProvisionError, match=r"(scheduler|api-server) on control ended"):
-        probe.deliver()
-    run_id = trigger_smoke(bench)
-    wait_for_success(bench, run_id)
-    assert {name for action, name in actions(target.install("celery", ha=True)) if action == "start"} == {"scheduler", "api-server"}
-    succeed(target)
-
-
-def trigger_smoke(bench):
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return bench.api.trigger("lab_smoke")
-        except Exception:
-            # HAProxy looks at its API servers every two seconds.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
-def wait_for_success(bench, run_id):
-    wait_for(lambda: bench.api.dag_run_state("lab_smoke", run_id) == "success", 120, "The success of lab_smoke", every_s=0.5)
-
-
-def test_an_install_that_is_killed_is_finished_by_running_it_again(target):
-    target.install("sqlite")
-    command = [str(BIN / "fab"), "install", "celery", "--target", "vagrant"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    for line in process.stderr:
-        if "starting postgres" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert target.installed() is None
-    target.install("celery")
-    assert target.install("celery") == []
-    succeed(target)
-
-
 def test_a_worker_that_was_killed_is_named_with_its_node(target):
     target.install("celery")
     bench = Bench(read_installation(target.home.root))
@@ -201,6 +148,31 @@ def test_a_worker_that_was_killed_is_named_with_its_node(target):
             probe.wait(60)
     assert "fab logs worker-2 --target vagrant" in error.value.hint
     target.install("celery")
+    succeed(target)
+
+
+def test_disks_that_are_full_on_two_nodes_are_told_together(target):
+    target.install("celery")
+    for node in ("worker-1", "worker-2"):
+        on_node(target, node, "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", "/etc/airflow-labs")
+    try:
+        with pytest.raises(ProvisionError) as error:
+            target.install("celery")
+    finally:
+        for node in ("worker-1", "worker-2"):
+            on_node(target, node, "umount", "/etc/airflow-labs")
+    assert "worker-1: write_files: No space left on device" in error.value.message
+    assert "worker-2: write_files: No space left on device" in error.value.message
+    target.install("celery")
+    assert target.install("celery") == []
+
+
+def test_stopping_leaves_nothing_running_and_installing_starts_it_again(target, fab):
+    target.install("celery")
+    assert fab("stop", "--target", "vagrant").returncode == 0
+    states = target.nodes.each(lambda node: on_node(target, node.name, "pgrep", "-u", "airflow", check=False)["out"])
+    assert set(states.values()) == {""}
+    assert {action for action, _ in actions(target.install("celery"))} == {"start"}
     succeed(target)
 
 
@@ -238,6 +210,76 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_installed(target, ma
     succeed(target)
 
 
+def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
+    target.install("celery", broker="rabbitmq")
+    assert target.install("celery", broker="rabbitmq") == []
+    succeed(target)
+    rows = {row.name for row in target.status()}
+    assert "rabbitmq" in rows
+    assert "redis" not in rows
+    ports = target.nodes["control"].call("listeners")
+    assert {address for address, port in ports if port == 5672} == {target.cluster.control.address}
+    assert 4369 not in {port for _, port in ports}
+
+
+def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are_gone(target):
+    target.install("celery", ha=True)
+    assert target.install("celery", ha=True) == []
+    succeed(target)
+    on_node(target, "control", "systemctl", "stop", "airflow-scheduler.service", "airflow-api-server.service")
+    bench = Bench(read_installation(target.home.root))
+    with bench.probe(SIX) as probe, pytest.raises(ProvisionError, match=r"(scheduler|api-server) on control ended"):
+        probe.deliver()
+    run_id = trigger_smoke(bench)
+    wait_for_success(bench, run_id)
+    assert {name for action, name in actions(target.install("celery", ha=True)) if action == "start"} == {"scheduler", "api-server"}
+    succeed(target)
+
+
+def test_a_variant_that_takes_the_place_of_another_leaves_nothing_of_it(target):
+    target.install("celery")
+    target.install("sqlite")
+    left = target.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern="airflow-*.service"))
+    services = ["api-server", "dag-processor", "scheduler", "triggerer"]
+    assert left == {"control": [f"airflow-{name}.service" for name in services], "worker-1": [], "worker-2": []}
+    for node in NODES:
+        assert not on_node(target, node, "pgrep", "-f", "celery|redis-server|postgres", check=False)["out"]
+    succeed(target)
+
+
+def test_what_is_wrong_is_refused_before_anything_happens(target):
+    target.install("sqlite")
+    with pytest.raises(UsageError, match="would have no effect"):
+        target.install("sqlite", {"celery.task_acks_late": "False"})
+    with pytest.raises(UsageError, match="Unknown variant"):
+        target.install("oracle")
+    assert target.install("sqlite") == []
+
+
+def test_an_install_that_is_killed_is_finished_by_running_it_again(target):
+    target.install("sqlite")
+    command = [str(BIN / "fab"), "install", "celery", "--target", "vagrant"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    for line in process.stderr:
+        if "starting postgres" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert target.installed() is None
+    target.install("celery")
+    assert target.install("celery") == []
+    succeed(target)
+
+
+def test_one_command_says_what_it_does_and_the_second_says_zero_changes(target, fab):
+    target.install("postgres")
+    done = fab("install", "postgres", "--target", "vagrant")
+    assert done.returncode == 0
+    assert done.stdout.strip() == "postgres on vagrant: 0 changes."
+    shown = fab("status", "--target", "vagrant").stdout
+    assert "fab install postgres --target vagrant would make 0 changes." in shown
+
+
 def test_a_package_mirror_that_cannot_be_reached_is_an_error_that_a_rerun_mends(target, monkeypatch):
     target.install("postgres")
     on_node(target, "control", "dpkg", "--purge", "--force-depends", "chrony")
@@ -249,34 +291,6 @@ def test_a_package_mirror_that_cannot_be_reached_is_an_error_that_a_rerun_mends(
     monkeypatch.delenv("LAB_PACKAGE_PROXY")
     target.install("postgres")
     assert target.install("postgres") == []
-
-
-def test_a_disk_that_is_full_on_one_node_is_named(target):
-    target.install("celery")
-    folder = "/etc/airflow-labs"
-    on_node(target, "worker-1", "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", folder)
-    try:
-        with pytest.raises(ProvisionError, match=r"worker-1: write_files: No space left on device"):
-            target.install("celery")
-    finally:
-        on_node(target, "worker-1", "umount", folder)
-    target.install("celery")
-    assert target.install("celery") == []
-
-
-def test_failures_of_several_nodes_are_told_together(target):
-    target.install("celery")
-    for node in ("worker-1", "worker-2"):
-        on_node(target, node, "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", "/etc/airflow-labs")
-    try:
-        with pytest.raises(ProvisionError) as error:
-            target.install("celery")
-    finally:
-        for node in ("worker-1", "worker-2"):
-            on_node(target, node, "umount", "/etc/airflow-labs")
-    assert "worker-1: write_files" in error.value.message
-    assert "worker-2: write_files" in error.value.message
-    target.install("celery")
 
 
 def test_one_user_of_the_nodes_at_a_time(target, fab):
@@ -291,32 +305,6 @@ def test_the_local_target_has_no_second_node_for_a_second_scheduler(fab):
     done = fab("install", "celery", "--ha")
     assert done.returncode == 2
     assert "--target vagrant" in done.stderr
-
-
-def test_what_is_wrong_is_refused_before_anything_happens(target):
-    target.install("sqlite")
-    with pytest.raises(UsageError, match="would have no effect"):
-        target.install("sqlite", {"celery.task_acks_late": "False"})
-    with pytest.raises(UsageError, match="Unknown variant"):
-        target.install("oracle")
-    assert target.install("sqlite") == []
-
-
-def test_logs_are_shown_from_the_node_where_the_service_runs(target, fab):
-    target.install("celery")
-    assert "ready" in fab("logs", "worker-2", "--lines", "200", "--target", "vagrant").stdout
-    refused = fab("logs", "nothing", "--target", "vagrant")
-    assert refused.returncode == 2
-    assert "worker-2" in refused.stderr
-
-
-def test_stopping_leaves_nothing_running_and_installing_starts_it_again(target, fab):
-    target.install("celery")
-    assert fab("stop", "--target", "vagrant").returncode == 0
-    states = target.nodes.each(lambda node: on_node(target, node.name, "pgrep", "-u", "airflow", check=False)["out"])
-    assert set(states.values()) == {""}
-    assert {action for action, _ in actions(target.install("celery"))} == {"start"}
-    succeed(target)
 
 
 def test_every_lab_passes_on_the_nodes_as_it_does_on_one_machine(target):
