@@ -20,7 +20,8 @@ lab: setup  ## Run every lab that needs only this machine, and print where the r
 	@"$(BIN)/labs" run $(LABS)
 
 notebook: setup  ## Start Airflow, on PostgreSQL unless another variant is installed, and open JupyterLab
-	@"$(BIN)/fab" install "$$(sed -n 's/^ "variant": "\(.*\)"$$/\1/p' "$(LAB_HOME)/installation.json" 2>/dev/null | grep . || echo postgres)"
+	@said() { sed -n "s/^ \"$$1\": \"\(.*\)\",*$$/\1/p" "$(LAB_HOME)/installation.json" 2>/dev/null | grep . || echo "$$2"; }; \
+	"$(BIN)/fab" install "$$(said variant postgres)" --target "$$(said target local)"
 	@cd notebooks && "$(BIN)/jupyter" lab $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 test: setup  ## Run all tests: units, notebooks, and the labs on a real Airflow
@@ -36,8 +37,9 @@ lock: setup  ## Resolve the locked requirements again
 	@"$(BIN)/python" -m provision.lock_requirements
 
 clean:  ## Stop everything and remove what was made (results in runs/ stay)
-	@if [ -x "$(BIN)/fab" ]; then "$(BIN)/fab" destroy; \
-	elif [ -d "$(LAB_HOME)" ]; then $(MAKE) --no-print-directory setup && "$(BIN)/fab" destroy; fi
+	@[ -x "$(BIN)/fab" ] || [ ! -d "$(LAB_HOME)" ] || $(MAKE) --no-print-directory setup
+	@[ ! -e "$(LAB_HOME)/nodes" ] && [ ! -e "$(LAB_HOME)/vagrant" ] && [ ! -e .vagrant/machines ] || "$(BIN)/fab" destroy --target vagrant
+	@[ ! -x "$(BIN)/fab" ] || "$(BIN)/fab" destroy
 	@rm -rf "$(LAB_HOME)/control" "$(LAB_HOME)/lock" "$(LAB_HOME)/made-by-airflow-executor-labs"
 	@rmdir "$(LAB_HOME)" 2>/dev/null || true
 	@echo "Results are kept in runs/."

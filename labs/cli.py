@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-TargetOption = Annotated[str, typer.Option("--target", help="Where Airflow runs: local.")]
+TargetOption = Annotated[str, typer.Option("--target", help="Where Airflow runs: local or vagrant.")]
 VariantOption = Annotated[str | None, typer.Option("--variant", help="Run on this variant; by default each lab's own.")]
 debugging = False
 

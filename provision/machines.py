@@ -70,7 +70,7 @@ class Machines:
         with exclusive(self.home, "fab up"):
             require_vagrant()
             chosen = choose_provider(provider, self.used_provider())
-            self._require_same_table()
+            self.require_same_table()
             states = self.states()
             to_start = [name for name, state in states.items() if state != RUNNING]
             if to_start:
@@ -119,7 +119,7 @@ class Machines:
             name: entry for name, entry in read_json(self._record).items() if isinstance(entry, dict) and entry.get("id") == ids.get(name)
         }
 
-    def _require_same_table(self) -> None:
+    def require_same_table(self) -> None:
         """Raise ProvisionError if machines were made from another table: Vagrant would not move them."""
         known, names = self.recorded(), {node.name for node in self.cluster.nodes}
         moved = [node for node in self.cluster.nodes if node.name in known and known[node.name]["address"] != node.address]

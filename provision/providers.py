@@ -37,8 +37,8 @@ _INSTALL = {
     },
     "docker": {
         "Linux": "sudo apt-get install docker.io, then sudo adduser $USER docker and log in again",
-        "Darwin": "brew install --cask docker, then start Docker Desktop",
-        "Windows": "winget install Docker.DockerDesktop, then start Docker Desktop",
+        "Darwin": "use virtualbox: the addresses of Docker Desktop's containers cannot be reached",
+        "Windows": "use virtualbox: the addresses of Docker Desktop's containers cannot be reached",
     },
 }
 

@@ -44,7 +44,9 @@ def _progress() -> Callable[[str], None]:
     begun = time.monotonic()
 
     def report(text: str) -> None:
-        print(f"{time.monotonic() - begun:5.1f} s  {text}", file=sys.stderr, flush=True)
+        # In one piece: nodes that are worked on side by side report from threads.
+        sys.stderr.write(f"{time.monotonic() - begun:5.1f} s  {text}\n")
+        sys.stderr.flush()
 
     return report
 
@@ -87,7 +89,7 @@ def install(c, variant, target="local", set=None, broker="", worker=None, ha=Fal
     done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed, ha=ha)
     for change in done:
         print(change)
-    print(f"{variant} on {target}: {len(done)} changes.")
+    print(f"{variant} on {target}: {_count(len(done))}.")
 
 
 @task(
@@ -106,7 +108,8 @@ def workers(c, target="local", add=None, remove=None, resize=None):
     installed = place.installed()
     if installed is None or not installed.get("broker"):
         raise ProvisionError(
-            "The installed variant has no Celery workers." if installed else "No variant is installed.", "fab install celery"
+            "The installed variant has no Celery workers." if installed else "No variant is installed.",
+            "fab install celery" + ("" if target == "local" else f" --target {target}"),
         )
     now = _workers_of(installed)
     then = changed_workers(now, add or [], remove or [], resize or [])
@@ -141,7 +144,7 @@ def status(c, target="local"):
     rows = place.status()
     for row in rows:
         print(
-            f"{row.name:14} {row.state.lower():9} pid {row.pid or '-':<8} {row.memory / 2**20:6.0f} MiB  {row.node}  {row.detail}".rstrip()
+            f"{row.name:20} {row.state.lower():9} pid {row.pid or '-':<8} {row.memory / 2**20:6.0f} MiB  {row.node}  {row.detail}".rstrip()
         )
     installed = place.installed()
     if installed is None:
@@ -161,7 +164,7 @@ def status(c, target="local"):
         again += f" --target {target}"
     for change in todo:
         print(f"would {change}")
-    print(f"{again} would make {len(todo)} changes.")
+    print(f"{again} would make {_count(len(todo))}.")
 
 
 @task(
@@ -187,6 +190,10 @@ def destroy(c, target="local"):
     """Stop everything and remove what was installed, on vagrant the machines too; works on a damaged installation."""
     open_target(target).destroy(_progress())
     print("The machines are gone." if target == "vagrant" else f"Nothing of Airflow is left in {lab_home().root}.")
+
+
+def _count(changes: int) -> str:
+    return f"{changes} change{'' if changes == 1 else 's'}"
 
 
 def _changes(texts: list[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 # Every unit writes down here the digest of what it was started with.
 STARTED = "/run/airflow-labs"
+MIRROR_S = 10
 POLICY = "/usr/sbin/policy-rc.d"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -253,8 +255,28 @@ def journal(unit: str, lines: int) -> str:
 # -- changing ---------------------------------------------------------------------------------------------------------
 
 
+def require_mirror(proxy: str) -> None:
+    """Raise Failure unless the package mirror, or the proxy to it, answers: apt alone would try for many minutes."""
+    sources = "\n".join(read(path) for path in ["/etc/apt/sources.list", *glob.glob("/etc/apt/sources.list.d/*")])
+    found = re.search(r"(https?)://(?:[^/@\s]*@)?([^/:\s\]]+)(?::(\d+))?", proxy or sources)
+    if not found:
+        return
+    host, port = found[2], int(found[3] or {"http": 80, "https": 443}[found[1]])
+    try:
+        socket.create_connection((host, port), timeout=MIRROR_S).close()
+    except OSError as error:
+        raise Failure(
+            f"The package {'proxy' if proxy else 'mirror'} {host}:{port} cannot be reached: {error.strerror or error}.",
+            "give the node a way to its package mirror, or name a proxy: LAB_PACKAGE_PROXY=http://host:port; then run the same command again",
+        ) from error
+
+
 def install_packages(names: list[str], proxy: str) -> None:
     """Install packages of the distribution; none of their services is started by that."""
+    require_mirror(proxy)
+    if run(["dpkg", "--audit"], check=False)["out"].strip():
+        say({"progress": "finishing an installation that was interrupted"})
+        run(["dpkg", "--configure", "-a", "--force-confold"], environment={"DEBIAN_FRONTEND": "noninteractive"}, check=False)
     environment = {"DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": proxy, "https_proxy": proxy} if proxy else {})}
     options = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2", "-o", "Dpkg::Options::=--force-confold"]
     had_policy = os.path.exists(POLICY)
@@ -304,8 +326,9 @@ def make_folders(folders: dict[str, dict[str, str]]) -> None:
         os.chmod(path, int(wanted["mode"], 8))
 
 
-def write_files(files: dict[str, dict[str, str]]) -> None:
-    """Replace files in one step each; each has text, owner, group and mode."""
+def write_files(files: dict[str, dict[str, str]]) -> list[str]:
+    """Replace files in one step each; each has text, owner, group and mode. Return the paths of those whose text changed."""
+    changed = [path for path, wanted in files.items() if read(path) != wanted["text"] or not os.path.exists(path)]
     for path, wanted in files.items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.new"
@@ -322,6 +345,7 @@ def write_files(files: dict[str, dict[str, str]]) -> None:
             with open(path, "w") as file:
                 file.write(wanted["text"])
             os.chmod(path, int(wanted["mode"], 8))
+    return changed
 
 
 def remove(paths: list[str]) -> None:

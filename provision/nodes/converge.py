@@ -152,7 +152,6 @@ class Converge:
             return
         report("writing files")
         resized = {step.name for step in steps if step.action == "resize"}
-        clocks = {step.node for step in steps if step.action == "write" and CHRONY.rsplit("/", 1)[-1] in step.why}
 
         def write(node: Session) -> None:
             state = self.desired.nodes[node.name]
@@ -162,10 +161,11 @@ class Converge:
                 for name, worker in state.workers.items()
                 if name not in resized
             }
-            node.call("write_files", files=files)
+            changed = node.call("write_files", files=files)
             node.call("systemctl", verb="daemon-reload", units=[])
-            if node.name in clocks:
-                node.call("systemctl", verb="restart", units=["chrony.service"])
+            if CHRONY in files:
+                # Installing its package did not start it.
+                node.call("systemctl", verb="restart" if CHRONY in changed else "start", units=["chrony.service"])
 
         self.nodes.each(write)
 

@@ -281,6 +281,7 @@ class NodesTarget:
     def nodes(self) -> Nodes:
         """The nodes, connected; raises ProvisionError that names each that cannot be reached."""
         if self._nodes is None:
+            self.machines.require_same_table()
             opened = inventory.connections(self.machines)
             self._nodes = Nodes({name: Session(name, connection) for name, connection in opened.items()})
         return self._nodes
@@ -311,6 +312,9 @@ class NodesTarget:
 
     def _install(self, asked: Wanted, report: Report) -> list[Change]:
         report("looking at the nodes")
+        if self.machines.ids() and not self.machines.recorded():
+            # Made by Vagrant itself: their host keys are not known yet.
+            self.machines.up(report=report)
         desired = self._desired(asked)
         converge = self._converge(desired)
         steps = converge.plan()
