@@ -40,6 +40,6 @@ clean:  ## Stop everything and remove what was made (results in runs/ stay)
 	@[ -x "$(BIN)/fab" ] || [ ! -d "$(LAB_HOME)" ] || $(MAKE) --no-print-directory setup
 	@[ ! -e "$(LAB_HOME)/nodes" ] && [ ! -e "$(LAB_HOME)/vagrant" ] && [ ! -e .vagrant/machines ] || "$(BIN)/fab" destroy --target vagrant
 	@[ ! -x "$(BIN)/fab" ] || "$(BIN)/fab" destroy
-	@rm -rf "$(LAB_HOME)/control" "$(LAB_HOME)/lock" "$(LAB_HOME)/made-by-airflow-executor-labs"
-	@rmdir "$(LAB_HOME)" 2>/dev/null || true
+	@rm -rf "$(LAB_HOME)/control" "$(LAB_HOME)/lock"
+	@[ "$$(ls -A "$(LAB_HOME)" 2>/dev/null)" != made-by-airflow-executor-labs ] || rm -r "$(LAB_HOME)"
 	@echo "Results are kept in runs/."

@@ -197,8 +197,8 @@ class Lab(Bench):
     ) -> Note:
         """Judge Celery workers that the learner chose, by running a probe on them: so many must run at once in each queue.
 
-        The probe must have more tasks on every queue than that, or nothing would be proven. No worker may have
-        a concurrency above `largest`.
+        The workers must be able to run exactly so many, whatever chance does. The probe must have more tasks on every
+        queue than that, or nothing would be proven. No worker may have a concurrency above `largest`.
         """
 
         def judge(answer: Any) -> Measurement:
@@ -208,8 +208,12 @@ class Lab(Bench):
             most = max(worker.concurrency for worker in listed)
             if largest and most > largest:
                 raise LabError(f"One worker runs {most} tasks at once; {largest} are allowed.", hint)
+            for queue, wanted in running.items():
+                # Whatever a worker may take is in its reach, also if chance does not let it happen this time.
+                could = sum(worker.concurrency for worker in listed if queue in worker.queues)
+                if could != wanted:
+                    raise LabError(f"These workers could run {could} tasks of queue {queue} at once; {wanted} are wanted.", hint)
             self.set_workers(answer)
-            probe.require_served(parse(spec), self.installation)
             with exclusive(lab_home(), "a notebook"), self.probe(spec) as asked:
                 asked.deliver()
                 asked.trigger()

@@ -102,6 +102,7 @@ def _view(number: int, record: Record, plots: Mapping[str, str], notebooks: Mapp
         "title": record.get("title") or record["lab"],
         "error": _error_text(record),
         "parameters": parameters,
+        "broker": record.get("broker", ""),
         # With one node there is nothing to tell apart.
         "per_node": record.get("tasks_per_node") if len(record.get("tasks_per_node") or {}) > 1 else None,
         "notebook": notebooks.get(record["lab"], ""),

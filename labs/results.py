@@ -83,6 +83,7 @@ def record(
         "target": installation.target,
         "versions": versions(installation),
         "machine": machine(installation.nodes),
+        "broker": installation.broker,
         "settings": installation.settings,
         "parameters": dict(parameters),
         "started": started.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -131,7 +131,7 @@ VARIANTS: Mapping[str, Variant] = {
         ),
         Variant(
             name="celery",
-            summary="CeleryExecutor with three workers, a Redis broker and PostgreSQL",
+            summary="CeleryExecutor with three workers, a broker and PostgreSQL",
             executor="CeleryExecutor",
             database="postgres",
             services=("postgres", *CORE_SERVICES, "flower"),

@@ -30,7 +30,8 @@ class Worker:
             raise UsageError(f"{self.name!r} cannot be a worker's name.", f"use lower-case letters, digits and -, {EXAMPLE}")
         if type(self.concurrency) is not int or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise UsageError(
-                f"Worker {self.name} cannot have concurrency {self.concurrency!r}: Celery would take 0 for the number of cores.",
+                f"Worker {self.name} cannot have concurrency {self.concurrency!r}"
+                + (": Celery would take 0 for the number of cores." if self.concurrency == 0 else "."),
                 f"give a whole number from 1 to {MOST_CONCURRENCY}, or remove the worker",
             )
         for queue in self.queues:
@@ -41,7 +42,7 @@ class Worker:
         if self.at_least is not None and (type(self.at_least) is not int or not 1 <= self.at_least <= self.concurrency):
             raise UsageError(
                 f"Worker {self.name} cannot scale between {self.at_least!r} and {self.concurrency}.",
-                f"give at_least as a whole number from 1 to {self.concurrency}",
+                f"give two whole numbers, the smaller one first: {self.name}=1-{max(self.concurrency, 2)}",
             )
 
     def __str__(self) -> str:

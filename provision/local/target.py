@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -27,6 +28,15 @@ from provision.pins import airflow_version
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.variants import Wanted, wanted
 from provision.workers import Worker, worker_from
+
+# Where DAG files of the user go when an installation is removed.
+KEPT = "kept-dags"
+
+
+def _unused(path: Path) -> Path:
+    """Return the path, or one beside it with a number, so that nothing is overwritten."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())
 
 
 def _silent(text: str) -> None:
@@ -100,6 +110,10 @@ class LocalTarget:
             if installed is None:
                 raise ProvisionError("No variant is installed here.", "fab install celery")
             broker = (installed.get("broker") or {}).get("kind")
+            if not self._running():
+                raise ProvisionError(
+                    "Airflow is stopped.", wanted(installed["variant"], installed["changes"], broker, self._workers()).command()
+                )
             desired = self._desired(wanted(installed["variant"], installed["changes"], broker, workers))
             self.require_alive(but=[worker.name for worker in self._workers()])
             self._require_only_workers(self._converge(desired), installed)
@@ -234,11 +248,21 @@ class LocalTarget:
         report("stopping services")
         self._stop(_silent)
         report("removing files")
+        if own := self._dags_of_the_user():
+            kept = self.home.root / KEPT
+            kept.mkdir(exist_ok=True)
+            for path in own:
+                path.rename(_unused(kept / path.name))
+            report(f"your own DAG files ({', '.join(path.name for path in own)}) are kept in {kept}")
         for path in self.home.contents():
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         socket_path(self.home).unlink(missing_ok=True)
         if self.home.root != self.home.shared:
             shutil.rmtree(self.home.root, ignore_errors=True)
+
+    def _dags_of_the_user(self) -> list[Path]:
+        made = {"probes.py", "specs", "__pycache__"}
+        return sorted(path for path in self.home.dags.glob("*") if path.name not in made)
 
     # -- probe ----------------------------------------------------------------------------------
 

@@ -110,6 +110,12 @@ def test_an_answer_with_too_large_a_worker_is_refused_before_it_is_started(lab):
     assert lab.told == []
 
 
+def test_an_answer_that_could_come_out_right_by_chance_is_refused(lab):
+    mixed = [{"name": "a", "concurrency": 2}, {"name": "b", "concurrency": 1, "queues": ["heavy", "default"]}]
+    assert "could run 3 tasks of queue default at once; 2 are wanted" in judge(lab, mixed).text
+    assert lab.told == []
+
+
 def test_an_answer_is_judged_by_what_ran(lab):
     judge(lab, TWO)
     assert (recorded(lab), lab.told) == (("pass", "solved"), [["worker-1", "worker-2"]])
