@@ -78,7 +78,9 @@ def about() -> dict[str, Any]:
     }
 
 
-def facts(packages: list[str], files: dict[str, dict], units: list[str], ours: str, environment: str, current: str) -> dict[str, Any]:
+def facts(
+    packages: list[str], files: dict[str, dict], unwanted: list[str], units: list[str], ours: str, environment: str, current: str
+) -> dict[str, Any]:
     """Return how this node differs from what it should be; changes nothing.
 
     `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs'.
@@ -86,6 +88,7 @@ def facts(packages: list[str], files: dict[str, dict], units: list[str], ours: s
     return {
         "packages": missing_packages(packages),
         "files": [path for path, wanted in files.items() if not _is_as(path, wanted)],
+        "unwanted": [path for path in unwanted if os.path.exists(path)],
         "units": {unit: unit_state(unit) for unit in units},
         "others": sorted({os.path.basename(path) for path in glob.glob(f"/etc/systemd/system/{ours}")} - set(units)),
         "environment": os.path.exists(environment) and os.path.realpath(current) == os.path.dirname(environment),
@@ -448,7 +451,8 @@ def main() -> None:
         except Failure as failure:
             say({"error": str(failure), "hint": failure.hint})
         except OSError as error:
-            say({"error": f"{request['op']}: {error.strerror} ({error.filename})", "hint": "look at the node's disk and its folders"})
+            where = f" ({error.filename})" if error.filename else ""
+            say({"error": f"{request['op']}: {error.strerror}{where}", "hint": "look at the node's disk and its folders"})
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ class Converge:
                 if name not in resized
             }
             changed = node.call("write_files", files=files)
+            node.call("remove", paths=state.unwanted)
             node.call("systemctl", verb="daemon-reload", units=[])
             if CHRONY in files:
                 # Installing its package did not start it.

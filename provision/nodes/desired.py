@@ -74,6 +74,7 @@ class NodeState:
     files: dict[str, RemoteFile]
     units: list[Unit]
     workers: dict[str, Worker] = field(default_factory=dict)
+    unwanted: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
             files["/etc/hosts"] = RemoteFile(stores.hosts_file(cluster, node.name, aliases), group="root", mode="0644")
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
         packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
-        nodes[node.name] = NodeState(node, packages, files, own, here)
+        unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
+        nodes[node.name] = NodeState(node, packages, files, own, here, unwanted)
     return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes)
 
 
@@ -177,6 +179,12 @@ def worker_text(worker: Worker) -> RemoteFile:
     """Return a worker's own file; in the timeline a worker goes by its name."""
     variables = airflow.worker_environment(worker) | {"AIRFLOW__CORE__HOSTNAME_CALLABLE": "lab_worker_name.worker_name"}
     return RemoteFile(airflow.render_environment_file(variables))
+
+
+def _files_of_any_variant(layout: Layout, placement: Placement) -> list[str]:
+    """Return the files that only some nodes of some variants have: what holds a password must not outlive its use."""
+    names = ("postgresql.conf", "pg_hba.conf", "redis.conf", "rabbitmq.conf", "rabbitmq.env", "rabbitmq-plugins", "haproxy.cfg")
+    return [str(placement.passwords_file), *(f"{layout.configuration}/{name}" for name in names)]
 
 
 def _broker_port(layout: Layout, broker: str) -> int:

@@ -36,6 +36,7 @@ def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
     return {
         "packages": state.packages,
         "files": files,
+        "unwanted": state.unwanted,
         "units": [unit.name for unit in state.units],
         "ours": f"{desired.layout.unit_prefix}*.service",
         "environment": f"{desired.environment_path}/complete",
@@ -68,6 +69,9 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
     if stale:
         shown = ", ".join(path.rsplit("/", 1)[-1] for path in stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else "")
         steps.append(Step(node, "write", "files", shown))
+    if facts["unwanted"]:
+        shown = ", ".join(path.rsplit("/", 1)[-1] for path in facts["unwanted"])
+        steps.append(Step(node, "remove", "files", f"{shown}: not part of the variant"))
     resized = {worker_files[path] for path in facts["files"] if path in worker_files}
     for unit in state.units:
         seen = facts["units"][unit.name]

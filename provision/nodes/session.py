@@ -29,6 +29,7 @@ class Session:
         self._input: Any = None
         self._output: Any = None
         self._errors: Any = None
+        self._broken = False
 
     def call(self, op: str, report: Report = lambda text: None, **args: Any) -> Any:
         """Return what the agent answers to one request; `report` hears, prefixed by the node, what it does meanwhile."""
@@ -39,8 +40,13 @@ class Session:
                 self._input.flush()
                 return self._answer(report)
             except (OSError, EOFError, SSHException) as error:
-                self._input = None
+                self._input, self._broken = None, True
                 raise self._lost(error) from error
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is there; a node that was started again has closed it, and may have got another port."""
+        return self.connection.is_connected and not self._broken
 
     def close(self) -> None:
         """End the agent and the connection."""
@@ -104,6 +110,11 @@ class Nodes:
         if failures:
             raise ProvisionError("\n".join(failure.message for failure in failures), failures[0].hint)
         return {name: future.result() for name, future in futures.items()}
+
+    @property
+    def usable(self) -> bool:
+        """Whether every connection is there."""
+        return all(session.usable for session in self.sessions.values())
 
     def close(self) -> None:
         """Close every session."""

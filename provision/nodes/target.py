@@ -280,6 +280,8 @@ class NodesTarget:
     @property
     def nodes(self) -> Nodes:
         """The nodes, connected; raises ProvisionError that names each that cannot be reached."""
+        if self._nodes is not None and not self._nodes.usable:
+            self.close()
         if self._nodes is None:
             self.machines.require_same_table()
             opened = inventory.connections(self.machines)

@@ -154,7 +154,8 @@ def test_a_worker_that_was_killed_is_named_with_its_node(target):
 def test_disks_that_are_full_on_two_nodes_are_told_together(target):
     target.install("celery")
     for node in ("worker-1", "worker-2"):
-        on_node(target, node, "mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", "/etc/airflow-labs")
+        full = "mount -t tmpfs -o size=4k,mode=755 tmpfs /etc/airflow-labs && head -c 4096 /dev/zero > /etc/airflow-labs/full"
+        on_node(target, node, "sh", "-c", full)
     try:
         with pytest.raises(ProvisionError) as error:
             target.install("celery")

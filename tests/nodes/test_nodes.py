@@ -8,9 +8,8 @@ import pytest
 import requests
 import testinfra
 
-from provision import secret_store
+from provision import secret_store, wheelhouse
 from provision.nodes.desired import STORES
-from provision.pins import airflow_lock
 
 USERS = {"postgres": "postgres", "redis": "redis", "haproxy": "haproxy"}
 CONTROL, FIRST, SECOND = "control", "worker-1", "worker-2"
@@ -40,9 +39,8 @@ def test_services_are_enabled_and_run_as_the_right_user(celery, hosts):
         service = hosts[node].service(f"airflow-{name}")
         assert service.is_running, name
         assert service.is_enabled, name
-        process = hosts[node].process.get(pid=rows(celery)[node, name].pid)
-        user = USERS.get(name, "rabbitmq" if name == "rabbitmq" else "airflow")
-        assert process.user == user, name
+        user = hosts[node].run(f"stat -c %U /proc/{rows(celery)[node, name].pid}").stdout.strip()
+        assert user == USERS.get(name, "rabbitmq" if name == "rabbitmq" else "airflow"), name
 
 
 def test_only_what_must_be_reached_is_open_and_only_on_the_private_address(celery, hosts):
@@ -117,7 +115,9 @@ def test_workers_get_the_time_to_finish(celery, hosts):
 
 
 def test_every_node_has_exactly_the_versions_of_the_lock(celery, hosts):
-    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", airflow_lock().read_text(), flags=re.M))
+    python = celery.installed()["versions"]["python"]
+    folder = wheelhouse.wheelhouse_path(celery.shared, python, hosts[CONTROL].run("uname -m").stdout.strip())
+    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", wheelhouse.requirements(folder), flags=re.M))
     listing = "import importlib.metadata as m; print('\\n'.join(f'{d.name}=={d.version}' for d in m.distributions()))"
     for node in NODES:
         shown = hosts[node].run(f"/opt/airflow-labs/current/bin/python -c {shell(listing)}").stdout

@@ -39,7 +39,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     """Return the facts of nodes on which everything is as it should be."""
     return {
         name: {
-            "packages": [], "files": [], "others": [], "environment": True, "free_mib": 9000,
+            "packages": [], "files": [], "unwanted": [], "others": [], "environment": True, "free_mib": 9000,
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -94,7 +94,7 @@ def test_bare_nodes_get_everything():
     state = desired("postgres")
     facts = {
         name: {
-            "packages": node.packages, "files": list(node.files), "others": [], "environment": False, "free_mib": 9000,
+            "packages": node.packages, "files": list(node.files), "unwanted": [], "others": [], "environment": False, "free_mib": 9000,
             "units": {u.name: {"active": "inactive", "sub": "dead", "digest": "", "pid": 0} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -110,7 +110,7 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
     state = desired("celery")
     facts = fulfilled(state)
     facts["worker-2"] = {
-        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "others": [], "environment": False, "free_mib": 9000,
+        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "others": [], "environment": False, "free_mib": 9000,
         "units": {u.name: {"active": "inactive", "sub": "", "digest": "", "pid": 0} for u in state.nodes["worker-2"].units},
     }  # fmt: skip
     assert {node for node, _, _ in steps(state, facts)} == {"worker-2"}
@@ -164,6 +164,20 @@ def test_a_new_password_makes_the_database_be_looked_after():
     state = desired("postgres")
     other = desired("postgres", secrets={**SECRETS, "database_password": "another"})
     assert ("control", "migrate", "database postgres") in steps(other, fulfilled(other), state.database_mark)
+
+
+def test_files_with_passwords_do_not_outlive_their_use():
+    state = desired("celery")
+    assert "/var/lib/airflow-labs/passwords.json" in state.nodes["worker-1"].unwanted
+    assert "/var/lib/airflow-labs/passwords.json" not in state.nodes["control"].unwanted
+    assert "/etc/airflow-labs/redis.conf" in desired("postgres").nodes["control"].unwanted
+    for other in (desired("celery", ha=True), desired("celery", broker="rabbitmq"), desired("sqlite")):
+        for node in other.nodes.values():
+            secret = {path for path, file in node.files.items() if file.mode != "0644" and path.startswith("/etc/airflow-labs/")}
+            assert secret - {"/etc/airflow-labs/airflow.env"} <= set(desired("standalone").nodes[node.node.name].unwanted)
+    facts = fulfilled(state)
+    facts["worker-1"]["unwanted"] = ["/var/lib/airflow-labs/passwords.json"]
+    assert steps(state, facts) == {("worker-1", "remove", "files")}
 
 
 def test_the_two_ways_to_reach_the_same_database_do_not_migrate_it_again():
