@@ -192,7 +192,7 @@ def wanted(
         raise UsageError(f"Unknown broker {broker!r}.", f"choose one of: {', '.join(BROKERS)}")
     listed = check_together(chosen.workers if workers is None else workers)
     for worker in listed:
-        if worker.name in (*chosen.services, *NOT_A_WORKER):
+        if worker.name in (*chosen.services, *NOT_A_WORKER) or worker.name.startswith("log-server-"):
             raise UsageError(
                 f"A worker cannot be called {worker.name}: that is the name of a service.", "choose another name, such as worker-4"
             )

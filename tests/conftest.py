@@ -37,6 +37,8 @@ def provider():
         require_vagrant()
         return choose_provider(os.environ.get("LAB_TEST_PROVIDER") or None, None)
     except ProvisionError as error:
+        if os.environ.get("LAB_TEST_PROVIDER"):
+            pytest.fail(f"the provider {os.environ['LAB_TEST_PROVIDER']} cannot be used: {error}")
         pytest.skip(f"no machines can be made here: {error}")
 
 

@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from typing import Any
 
 # Every unit writes down here the digest of what it was started with.
 STARTED = "/run/airflow-labs"
+BEAT_S = 10
 MIRROR_S = 10
-POLICY = "/usr/sbin/policy-rc.d"
+POLICY, POLICY_MARK = "/usr/sbin/policy-rc.d", "# while Airflow Executor Labs install packages"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -38,10 +40,24 @@ class Failure(Exception):
         self.hint = hint
 
 
+_speaking = threading.Lock()
+
+
 def say(document: dict[str, Any]) -> None:
     """Write one line to whoever asked."""
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
+    with _speaking:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+
+
+def beat() -> None:
+    """Say every few seconds that this node is still there, until nobody listens any more."""
+    while True:
+        time.sleep(BEAT_S)
+        try:
+            say({"beat": True})
+        except OSError:
+            return
 
 
 def run(argv: list[str], user: str = "", environment: dict[str, str] | None = None, text: str = "", check: bool = True) -> dict[str, Any]:
@@ -79,7 +95,15 @@ def about() -> dict[str, Any]:
 
 
 def facts(
-    packages: list[str], files: dict[str, dict], unwanted: list[str], units: list[str], ours: str, environment: str, current: str
+    packages: list[str],
+    files: dict[str, dict],
+    unwanted: list[str],
+    units: list[str],
+    ours: str,
+    environment: str,
+    current: str,
+    distribution: list[str],
+    clock: str,
 ) -> dict[str, Any]:
     """Return how this node differs from what it should be; changes nothing.
 
@@ -91,9 +115,32 @@ def facts(
         "unwanted": [path for path in unwanted if os.path.exists(path)],
         "units": {unit: unit_state(unit) for unit in units},
         "others": sorted({os.path.basename(path) for path in glob.glob(f"/etc/systemd/system/{ours}")} - set(units)),
+        "distribution": [unit for unit in distribution if _would_run(unit)],
+        "clock": _clock_is_kept(clock),
         "environment": os.path.exists(environment) and os.path.realpath(current) == os.path.dirname(environment),
         "free_mib": shutil.disk_usage("/").free // 2**20,
     }
+
+
+def _would_run(unit: str) -> bool:
+    state = unit_state(unit)
+    return state["enabled"] or state["active"] in ("active", "activating")
+
+
+def _clock_is_kept(configuration: str) -> bool:
+    """Return whether chrony runs, and was started after its configuration was written; also if it is not there at all."""
+    pid = unit_state("chrony.service")["pid"]
+    if not os.path.exists(configuration):
+        return True
+    # Both are known to a second.
+    return pid != 0 and _started(pid) + 1 >= os.stat(configuration).st_mtime
+
+
+def _started(pid: int) -> float:
+    """Return when a process was started, in epoch seconds; 0 if it is not there."""
+    boot = next((int(line.split()[1]) for line in read("/proc/stat").splitlines() if line.startswith("btime ")), 0)
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return boot + int(fields[19]) / TICKS if len(fields) > 19 else 0.0
 
 
 def missing_packages(names: list[str]) -> list[str]:
@@ -260,34 +307,40 @@ def journal(unit: str, lines: int) -> str:
 
 def require_mirror(proxy: str) -> None:
     """Raise Failure unless the package mirror, or the proxy to it, answers: apt alone would try for many minutes."""
-    sources = "\n".join(read(path) for path in ["/etc/apt/sources.list", *glob.glob("/etc/apt/sources.list.d/*")])
-    found = re.search(r"(https?)://(?:[^/@\s]*@)?([^/:\s\]]+)(?::(\d+))?", proxy or sources)
-    if not found:
+    # What the node's own apt.conf says of proxies is apt's to find out.
+    if not proxy and re.search(r'^Acquire::https?::Proxy "[^"]+', run(["apt-config", "dump"], check=False)["out"], flags=re.M):
         return
-    host, port = found[2], int(found[3] or {"http": 80, "https": 443}[found[1]])
-    try:
-        socket.create_connection((host, port), timeout=MIRROR_S).close()
-    except OSError as error:
+    asked = proxy or run(["apt-get", "indextargets", "--format", "$(URI)"], check=False)["out"]
+    hosts = list(dict.fromkeys(re.findall(r"^(https?)://(?:[^/@\s]*@)?([^/:\s]+)(?::(\d+))?", asked, flags=re.M)))
+    problem = ""
+    for scheme, host, port in hosts:
+        try:
+            socket.create_connection((host, int(port or {"http": 80, "https": 443}[scheme])), timeout=MIRROR_S).close()
+            return
+        except OSError as error:
+            problem = f"The package {'proxy' if proxy else 'mirror'} {host}{':' + port if port else ''} cannot be reached: {error.strerror or error}."
+    if problem:
         raise Failure(
-            f"The package {'proxy' if proxy else 'mirror'} {host}:{port} cannot be reached: {error.strerror or error}.",
+            problem,
             "give the node a way to its package mirror, or name a proxy: LAB_PACKAGE_PROXY=http://host:port; then run the same command again",
-        ) from error
+        )
 
 
 def install_packages(names: list[str], proxy: str) -> None:
     """Install packages of the distribution; none of their services is started by that."""
     require_mirror(proxy)
-    if run(["dpkg", "--audit"], check=False)["out"].strip():
-        say({"progress": "finishing an installation that was interrupted"})
-        run(["dpkg", "--configure", "-a", "--force-confold"], environment={"DEBIAN_FRONTEND": "noninteractive"}, check=False)
     environment = {"DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": proxy, "https_proxy": proxy} if proxy else {})}
     options = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2", "-o", "Dpkg::Options::=--force-confold"]
-    had_policy = os.path.exists(POLICY)
-    if not had_policy:
+    # One with our mark was left by an install that was cut off.
+    own_policy = not os.path.exists(POLICY) or POLICY_MARK in read(POLICY)
+    if own_policy:
         with open(POLICY, "w") as file:
-            file.write("#!/bin/sh\nexit 101\n")
+            file.write(f"#!/bin/sh\n{POLICY_MARK}\nexit 101\n")
         os.chmod(POLICY, 0o755)
     try:
+        if run(["dpkg", "--audit"], check=False)["out"].strip():
+            say({"progress": "finishing an installation that was interrupted"})
+            run(["dpkg", "--configure", "-a", "--force-confold"], environment=environment, check=False)
         command = ["apt-get", *options, "install", "-y", "-q", "--no-install-recommends", *names]
         say({"progress": f"installing {', '.join(names)}"})
         # The lists may be older than what the mirror still has.
@@ -301,14 +354,15 @@ def install_packages(names: list[str], proxy: str) -> None:
                 raise Failure(f"The packages {', '.join(names)} could not be installed:\n{lines}",
                               "check that the node reaches its package mirror (apt-get update), then run the same command again")  # fmt: skip
     finally:
-        if not had_policy:
+        if own_policy:
             os.unlink(POLICY)
 
 
 def trust(text: str) -> None:
     """Let every program of this node trust these certificates, besides those of the distribution."""
     path = "/usr/local/share/ca-certificates/airflow-labs.crt"
-    if read(path) != text:
+    # The second is what the update makes of the first.
+    if read(path) != text or not os.path.exists("/etc/ssl/certs/airflow-labs.pem"):
         write_files({path: {"text": text, "owner": "root", "group": "root", "mode": "0644"}})
         run(["update-ca-certificates"])
 
@@ -324,6 +378,9 @@ def make_user(name: str, home: str) -> None:
 def make_folders(folders: dict[str, dict[str, str]]) -> None:
     """Make folders with owner, group and mode, by path."""
     for path, wanted in folders.items():
+        # Services may have put a link into a folder of theirs; root must not follow it.
+        if os.path.islink(path):
+            raise Failure(f"{path} is a link, and should be a folder.", f"look who made it (ls -l {path}), and remove it")
         os.makedirs(path, exist_ok=True)
         shutil.chown(path, wanted["owner"], wanted["group"])
         os.chmod(path, int(wanted["mode"], 8))
@@ -335,11 +392,14 @@ def write_files(files: dict[str, dict[str, str]]) -> list[str]:
     for path, wanted in files.items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # Anew and by its descriptor: a link that a service put there is not followed.
+        remove([temporary])
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(wanted["text"])
-        shutil.chown(temporary, wanted["owner"], wanted["group"])
-        os.chmod(temporary, int(wanted["mode"], 8))
+            file.flush()
+            os.fchown(descriptor, pwd.getpwnam(wanted["owner"]).pw_uid, grp.getgrnam(wanted["group"]).gr_gid)
+            os.fchmod(descriptor, int(wanted["mode"], 8))
         try:
             os.replace(temporary, path)
         except OSError:
@@ -444,6 +504,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """Answer requests until nobody asks any more."""
+    threading.Thread(target=beat, daemon=True).start()
     for line in sys.stdin:
         request = json.loads(line)
         try:

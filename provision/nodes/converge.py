@@ -16,15 +16,14 @@ from provision.home import LabHome
 from provision.nodes import stores
 from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER
-from provision.nodes.plan import CHRONY, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
+from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
 from provision.nodes.session import Nodes, Session
 from provision.readiness import ApiHealth, Ready, flower_answers
 
 Report = Callable[[str], None]
 START_SECONDS = 300
-# Debian starts these with their packages; the labs' own units take their place, and none of them may listen beside them.
-DISTRIBUTIONS_OWN = ("redis-server.service", "rabbitmq-server.service", "postgresql.service", "epmd.socket", "epmd.service")
 CREATE_CLUSTER = "/etc/postgresql-common/createcluster.conf"
+ALIVE = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
 
 
@@ -60,6 +59,8 @@ class Converge:
             report(f"installing packages on {', '.join(missing)}")
             proxy = os.environ.get(PROXY_VARIABLE, "")
             self.nodes.each(lambda node: self._install_packages(node, missing[node.name], proxy, report), list(missing))
+        strange = [step.node for step in steps if step.action == "disable"]
+        self.nodes.each(lambda node: node.call("stop", units=list(DISTRIBUTIONS_OWN)), strange)
         self.nodes.each(self._make_folders)
         unbuilt = [step.node for step in steps if step.action == "build"]
         if unbuilt:
@@ -111,7 +112,9 @@ class Converge:
     def _send_folder(self, node: str, folder: Path, remote: str) -> None:
         # OpenSSH and tar: a copy through Python would take ten times as long.
         there = f"sudo -n sh -c 'rm -rf {remote} && mkdir -p {remote} && tar -x -f - -C {remote}'"
-        command = f"tar -c -f - -C {shlex.quote(str(folder))} . | ssh -F {shlex.quote(str(self.ssh_config))} {node} {shlex.quote(there)}"
+        command = (
+            f"tar -c -f - -C {shlex.quote(str(folder))} . | ssh {ALIVE} -F {shlex.quote(str(self.ssh_config))} {node} {shlex.quote(there)}"
+        )
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
         if done.returncode:
             raise ProvisionError(
@@ -122,7 +125,7 @@ class Converge:
     # -- stopping, writing ------------------------------------------------------------------------
 
     def _stop(self, steps: list[Step], report: Report) -> None:
-        stopping = [step for step in steps if step.action in ("stop", "restart")]
+        stopping = [step for step in steps if step.action in ("stop", "restart") and step.name != CLOCK]
         for kind in (WORKERS, SERVICES, STORES):
             chosen = [step for step in stopping if kind_of(self.desired, step.name) == kind]
             if chosen:
@@ -152,6 +155,7 @@ class Converge:
             return
         report("writing files")
         resized = {step.name for step in steps if step.action == "resize"}
+        stale_clocks = {step.node for step in steps if step.name == CLOCK}
 
         def write(node: Session) -> None:
             state = self.desired.nodes[node.name]
@@ -166,7 +170,9 @@ class Converge:
             node.call("systemctl", verb="daemon-reload", units=[])
             if CHRONY in files:
                 # Installing its package did not start it.
-                node.call("systemctl", verb="restart" if CHRONY in changed else "start", units=["chrony.service"])
+                node.call(
+                    "systemctl", verb="restart" if CHRONY in changed or node.name in stale_clocks else "start", units=["chrony.service"]
+                )
 
         self.nodes.each(write)
 
@@ -239,13 +245,18 @@ class Converge:
 
     def _start(self, steps: list[Step], report: Report) -> None:
         begun = self.control.call("clock")
-        chosen = [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) != STORES]
+        starting = [step for step in steps if step.action in ("start", "restart") and step.name != CLOCK]
+        chosen = [step for step in starting if kind_of(self.desired, step.name) != STORES]
         if chosen:
             report(f"starting {', '.join(step.name for step in chosen)}")
             self._on_nodes(chosen, "start")
         names = {step.name for step in chosen}
         if any(step.action in ("start", "restart", "migrate", "resize") for step in steps):
             self._wait_until_healthy({name: begun if name in names else 0.0 for name in self._services()}, report)
+
+    def wait_until_healthy(self, report: Report) -> None:
+        """Return once every service is ready: after an install that was cut off, running is not yet ready."""
+        self._wait_until_healthy(dict.fromkeys(self._services(), 0.0), report)
 
     def _services(self) -> list[str]:
         return [unit.service for state in self.desired.nodes.values() for unit in state.units]

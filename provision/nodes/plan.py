@@ -10,6 +10,12 @@ from provision.nodes.desired import LOG_SERVER, Desired, NodeState, worker_text
 from provision.target import Change
 
 CHRONY = "/etc/chrony/conf.d/airflow-labs.conf"
+CLOCK = "chrony"
+# Debian starts these with their packages; the labs' own units take their place, and none of them may listen beside them.
+DISTRIBUTIONS_OWN = (
+    "redis-server.service", "rabbitmq-server.service", "postgresql.service", "haproxy.service", "epmd.socket", "epmd.service",
+)  # fmt: skip
+OWN_SERVICES = frozenset({"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "haproxy"})
 # In which order services are stopped; they start the other way round.
 WORKERS, SERVICES, STORES = "workers", "services", "stores"
 
@@ -41,6 +47,8 @@ def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
         "ours": f"{desired.layout.unit_prefix}*.service",
         "environment": f"{desired.environment_path}/complete",
         "current": str(desired.layout.current),
+        "distribution": list(DISTRIBUTIONS_OWN),
+        "clock": CHRONY,
     }
 
 
@@ -69,6 +77,11 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
     if stale:
         shown = ", ".join(path.rsplit("/", 1)[-1] for path in stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else "")
         steps.append(Step(node, "write", "files", shown))
+    if facts["distribution"]:
+        why = f"{', '.join(facts['distribution'])} would run beside the labs' own"
+        steps.append(Step(node, "disable", "the distribution's servers", why))
+    if not facts["clock"] and CHRONY not in facts["files"]:
+        steps.append(Step(node, "restart", CLOCK, "it does not run with its present configuration"))
     if facts["unwanted"]:
         shown = ", ".join(path.rsplit("/", 1)[-1] for path in facts["unwanted"])
         steps.append(Step(node, "remove", "files", f"{shown}: not part of the variant"))
@@ -86,10 +99,12 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
 
 def kind_of(desired: Desired, service: str) -> str:
     """Return in which group a service is stopped: workers finish their tasks while everything that they need still runs."""
+    known = {name for state in desired.nodes.values() for name in state.workers}
+    return WORKERS if service in known else kind_of_service(service)
+
+
+def kind_of_service(service: str) -> str:
+    """Return the group of a service by its name alone; what is neither a store nor one of Airflow's own was a worker."""
     if service in ("postgres", "redis", "rabbitmq"):
         return STORES
-    known = {name for state in desired.nodes.values() for name in state.workers}
-    others = {"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "haproxy"}
-    is_service = service not in known and (service in others or service.startswith(LOG_SERVER))
-    # What has no place in the variant any more was a worker.
-    return SERVICES if is_service else WORKERS
+    return SERVICES if service in OWN_SERVICES or service.startswith(LOG_SERVER) else WORKERS

@@ -16,6 +16,8 @@ from provision.errors import ProvisionError
 
 Report = Callable[[str], None]
 Result = TypeVar("Result")
+# The agent says every few seconds that it is still there, whatever it is doing.
+SILENCE_S = 60
 AGENT = Path(__file__).with_name("agent.py")
 
 
@@ -29,6 +31,7 @@ class Session:
         self._input: Any = None
         self._output: Any = None
         self._errors: Any = None
+        self._channel: Any = None
         self._broken = False
 
     def call(self, op: str, report: Report = lambda text: None, **args: Any) -> Any:
@@ -39,9 +42,16 @@ class Session:
                 self._input.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
                 self._input.flush()
                 return self._answer(report)
+            except ProvisionError:
+                # The node answered, with what went wrong.
+                raise
             except (OSError, EOFError, SSHException) as error:
-                self._input, self._broken = None, True
+                self._give_up()
                 raise self._lost(error) from error
+            except BaseException:
+                # Ctrl-C: an answer that nobody waited for must not be taken for that to the next question.
+                self._give_up()
+                raise
 
     @property
     def usable(self) -> bool:
@@ -54,11 +64,17 @@ class Session:
             self._input = None
             self.connection.close()
 
+    def _give_up(self) -> None:
+        self._input, self._broken = None, True
+        if self._channel is not None:
+            self._channel.close()
+
     def _begin(self) -> None:
         if self._input is not None:
             return
         self.connection.open()
-        channel = self.connection.transport.open_session()
+        channel = self._channel = self.connection.transport.open_session()
+        channel.settimeout(SILENCE_S)
         agent = AGENT.read_bytes()
         # It reads itself from standard input, then requests: nothing is stored there, and no secret is in a command line.
         channel.exec_command(
@@ -71,6 +87,8 @@ class Session:
     def _answer(self, report: Report) -> Any:
         while line := self._output.readline():
             document = json.loads(line)
+            if "beat" in document:
+                continue
             if "progress" in document:
                 report(f"{self.name}: {document['progress']}")
             elif "error" in document:

@@ -20,7 +20,7 @@ from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
 from provision.nodes.desired import About, Desired, RemoteFile, desired_state, installation_document
 from provision.nodes.layout import USER, Layout
-from provision.nodes.plan import asked_of
+from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of_service
 from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster
@@ -237,25 +237,18 @@ class NodesTarget:
     def stop(self, report: Report = _silent) -> int:
         """Stop every service of Airflow, workers first; the nodes stay up. Returns how many services ran."""
         with exclusive(self.home, f"fab stop --target {self.name}"):
-            running = [row for row in self.status() if row.running]
             report("stopping services")
-            pattern = f"{self.layout.unit_prefix}*.service"
-
-            def stop(node: Session, some: Iterable[str]) -> None:
-                node.call(
-                    "stop",
-                    units=[unit for unit in node.call("names_in", folder="/etc/systemd/system", pattern=pattern) if unit in set(some)],
-                )
-
-            units = self._units()
-            stored = {"postgres", "redis", "rabbitmq"}
-            workers = {worker.name for worker in self._workers()}
-            for chosen in (lambda name: name in workers, lambda name: name not in workers | stored, lambda name: name in stored):
-                self.nodes.each(
-                    lambda node, chosen=chosen: stop(node, [unit for name, unit in units.get(node.name, {}).items() if chosen(name)])
-                )
+            pattern, prefix = f"{self.layout.unit_prefix}*.service", self.layout.unit_prefix
+            there = self.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern=pattern))
+            states = self.nodes.each(lambda node: node.call("states", units=there[node.name]))
+            for kind in (WORKERS, SERVICES, STORES):
+                chosen = {
+                    node: [unit for unit in units if kind_of_service(unit.removeprefix(prefix).removesuffix(".service")) == kind]
+                    for node, units in there.items()
+                }
+                self.nodes.each(lambda node, chosen=chosen: node.call("stop", units=chosen[node.name]))
             write_private(self._services_file, "{}\n")
-            return len(running)
+            return sum(state["active"] == "active" for seen in states.values() for state in seen.values())
 
     def destroy(self, report: Report = _silent) -> None:
         """Remove the machines with everything on them; of a second installation, only what is its own."""
@@ -319,11 +312,13 @@ class NodesTarget:
             self.machines.up(report=report)
         desired = self._desired(asked)
         converge = self._converge(desired)
-        steps = converge.plan()
+        steps, finished = converge.plan(), self.installed() is not None
         if steps:
             # Labs must not take a half-changed installation for one.
             self.home.installation.unlink(missing_ok=True)
             converge.apply(steps, report)
+        elif not finished:
+            converge.wait_until_healthy(report)
         self._write_installation(desired)
         return [step.change for step in steps]
 

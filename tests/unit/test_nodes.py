@@ -39,7 +39,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     """Return the facts of nodes on which everything is as it should be."""
     return {
         name: {
-            "packages": [], "files": [], "unwanted": [], "others": [], "environment": True, "free_mib": 9000,
+            "packages": [], "files": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": True, "free_mib": 9000,
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -94,7 +94,7 @@ def test_bare_nodes_get_everything():
     state = desired("postgres")
     facts = {
         name: {
-            "packages": node.packages, "files": list(node.files), "unwanted": [], "others": [], "environment": False, "free_mib": 9000,
+            "packages": node.packages, "files": list(node.files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False, "free_mib": 9000,
             "units": {u.name: {"active": "inactive", "sub": "dead", "digest": "", "pid": 0} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -110,7 +110,7 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
     state = desired("celery")
     facts = fulfilled(state)
     facts["worker-2"] = {
-        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "others": [], "environment": False, "free_mib": 9000,
+        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False, "free_mib": 9000,
         "units": {u.name: {"active": "inactive", "sub": "", "digest": "", "pid": 0} for u in state.nodes["worker-2"].units},
     }  # fmt: skip
     assert {node for node, _, _ in steps(state, facts)} == {"worker-2"}
@@ -178,6 +178,14 @@ def test_files_with_passwords_do_not_outlive_their_use():
     facts = fulfilled(state)
     facts["worker-1"]["unwanted"] = ["/var/lib/airflow-labs/passwords.json"]
     assert steps(state, facts) == {("worker-1", "remove", "files")}
+
+
+def test_what_an_interrupted_install_left_undone_is_a_step_of_the_next():
+    state = desired("celery")
+    facts = fulfilled(state)
+    facts["control"]["distribution"] = ["redis-server.service"]
+    facts["worker-1"]["clock"] = False
+    assert steps(state, facts) == {("control", "disable", "the distribution's servers"), ("worker-1", "restart", "chrony")}
 
 
 def test_the_two_ways_to_reach_the_same_database_do_not_migrate_it_again():
@@ -285,6 +293,12 @@ def test_two_api_servers_stand_behind_the_one_address():
     assert "server api-server 192.168.56.10:8081 check" in conf
     assert "server api-server-2 192.168.56.11:8081 check" in conf
     assert state.placement.api_url == "http://192.168.56.10:8080"
+
+
+@pytest.mark.parametrize("name", ["scheduler-2", "haproxy", "log-server-worker-1", "redis"])
+def test_a_worker_cannot_be_called_like_a_service_of_the_nodes(name):
+    with pytest.raises(UsageError, match="that is the name of a service"):
+        wanted("celery", workers=[Worker(name)])
 
 
 @pytest.mark.parametrize("variant", ["sqlite", "postgres", "standalone"])

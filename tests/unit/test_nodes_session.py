@@ -1,0 +1,139 @@
+"""The agent of a node, spoken to as over SSH, but as a process of this machine; and files that are written as root would."""
+
+from __future__ import annotations
+
+import getpass
+import grp
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from provision.errors import ProvisionError
+from provision.nodes import agent
+from provision.nodes.session import AGENT, Nodes, Session
+
+ME, MINE = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
+
+
+def asked(*requests: dict) -> list[dict]:
+    """Return what the agent says to these requests; heartbeats are left out."""
+    text = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run([sys.executable, str(AGENT)], input=text, capture_output=True, text=True, check=True)
+    return [answer for answer in map(json.loads, done.stdout.splitlines()) if "beat" not in answer]
+
+
+def test_the_agent_answers_each_request_in_its_order():
+    first, second = asked({"op": "names_in", "args": {"folder": "/", "pattern": "etc"}}, {"op": "read", "args": {"path": "/nothing"}})
+    assert (first, second) == ({"value": ["etc"]}, {"value": ""})
+
+
+def test_what_fails_is_told_with_its_last_words_and_the_agent_goes_on():
+    failed, after = asked(
+        {"op": "run", "args": {"argv": ["sh", "-c", "echo lost >&2; exit 3"]}},
+        {"op": "names_in", "args": {"folder": "/", "pattern": "etc"}},
+    )
+    assert "failed (exit code 3):\n  lost" in failed["error"]
+    assert after == {"value": ["etc"]}
+
+
+def test_no_space_and_other_errors_of_the_system_name_the_file():
+    (failed,) = asked({"op": "sizes_in", "args": {"folder": "/nothing"}})
+    assert failed["error"] == "sizes_in: No such file or directory (/nothing)"
+
+
+def test_a_file_is_replaced_in_one_step_with_its_mode(tmp_path):
+    path = tmp_path / "folder" / "file"
+    wanted = {"text": "one\n", "owner": ME, "group": MINE, "mode": "0640"}
+    assert agent.write_files({str(path): wanted}) == [str(path)]
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("one\n", 0o640)
+    assert agent.write_files({str(path): wanted}) == []
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_link_that_somebody_put_in_the_way_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "file.new").symlink_to(victim)
+    agent.write_files({str(tmp_path / "file"): {"text": "ours", "owner": ME, "group": MINE, "mode": "0600"}})
+    assert (victim.read_text(), (tmp_path / "file").read_text()) == ("precious", "ours")
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "logs").symlink_to("/etc")
+    with pytest.raises(agent.Failure, match="is a link, and should be a folder"):
+        agent.make_folders({str(tmp_path / "logs"): {"owner": ME, "group": MINE, "mode": "0750"}})
+
+
+class Wire:
+    """A connection whose agent is a process of this machine."""
+
+    is_connected = True
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def opened(name: str) -> Session:
+    session = Session(name, Wire())
+    process = session.connection.process
+    session._channel, session._errors = session.connection, io.BytesIO()
+    session._input, session._output = process.stdin, process.stdout
+    return session
+
+
+@pytest.fixture
+def session():
+    made = opened("worker-1")
+    yield made
+    made.close()
+
+
+def test_progress_is_reported_with_the_name_of_the_node(session, monkeypatch):
+    session._output = io.BytesIO(b'{"beat": true}\n{"progress": "installing"}\n{"value": 7}\n')
+    told: list[str] = []
+    assert session.call("clock", told.append) == 7
+    assert told == ["worker-1: installing"]
+
+
+def test_an_answer_that_was_not_waited_for_is_never_taken_for_the_next_one(session):
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    session._output = io.BytesIO(b'{"progress": "x"}\n{"value": "for the first question"}\n')
+    with pytest.raises(KeyboardInterrupt):
+        session.call("clock", interrupt)
+    assert not session.usable
+    assert not Nodes({"worker-1": session}).usable
+
+
+def test_a_node_that_goes_away_is_named_with_the_command_that_helps(session):
+    session.connection.process.kill()
+    with pytest.raises(ProvisionError, match="The node worker-1 cannot be reached or stopped answering") as lost:
+        session.call("clock")
+    assert "fab up" in lost.value.hint
+    assert not session.usable
+
+
+def test_the_failures_of_all_nodes_are_told_together():
+    nodes = Nodes({name: opened(name) for name in ("a", "b", "c")})
+    try:
+        assert set(nodes.each(lambda node: node.call("names_in", folder="/", pattern="etc"))) == {"a", "b", "c"}
+        with pytest.raises(ProvisionError) as both:
+            nodes.each(lambda node: node.call("sizes_in", folder="/" if node.name == "b" else "/nothing"))
+        assert [line.partition(":")[0] for line in both.value.message.splitlines()] == ["a", "c"]
+    finally:
+        nodes.close()
+
+
+def test_the_agent_needs_nothing_but_the_standard_library():
+    done = subprocess.run([sys.executable, "-S", "-I", str(Path(AGENT))], input="", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
