@@ -257,12 +257,13 @@ def test_what_is_wrong_is_refused_before_anything_happens(target):
     assert target.install("sqlite") == []
 
 
-def test_an_install_that_is_killed_is_finished_by_running_it_again(target):
+@pytest.mark.parametrize("moment", ["starting postgres", "waiting for"])
+def test_an_install_that_is_killed_is_finished_by_running_it_again(target, moment):
     target.install("sqlite")
     command = [str(BIN / "fab"), "install", "celery", "--target", "vagrant"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     for line in process.stderr:
-        if "starting postgres" in line:
+        if moment in line:
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()
