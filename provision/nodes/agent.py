@@ -118,7 +118,6 @@ def facts(
         "distribution": [unit for unit in distribution if _would_run(unit)],
         "clock": _clock_is_kept(clock),
         "environment": os.path.exists(environment) and os.path.realpath(current) == os.path.dirname(environment),
-        "free_mib": shutil.disk_usage("/").free // 2**20,
     }
 
 

@@ -39,7 +39,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     """Return the facts of nodes on which everything is as it should be."""
     return {
         name: {
-            "packages": [], "files": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": True, "free_mib": 9000,
+            "packages": [], "files": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": True,
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -94,7 +94,7 @@ def test_bare_nodes_get_everything():
     state = desired("postgres")
     facts = {
         name: {
-            "packages": node.packages, "files": list(node.files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False, "free_mib": 9000,
+            "packages": node.packages, "files": list(node.files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False,
             "units": {u.name: {"active": "inactive", "sub": "dead", "digest": "", "pid": 0} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -110,7 +110,7 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
     state = desired("celery")
     facts = fulfilled(state)
     facts["worker-2"] = {
-        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False, "free_mib": 9000,
+        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False,
         "units": {u.name: {"active": "inactive", "sub": "", "digest": "", "pid": 0} for u in state.nodes["worker-2"].units},
     }  # fmt: skip
     assert {node for node, _, _ in steps(state, facts)} == {"worker-2"}
