@@ -44,6 +44,7 @@ class Lab(Bench):
         self._plots_drawn = 0
         # By DAG, then by host.
         self._tasks: dict[str, dict[str, int]] = {}
+        self._nodes_of_workers: dict[str, str] = {}
         self._changes_before = dict(self.installation.changes)
         self._workers_before = list(self.installation.workers)
         self._probes: list[Probe] = []
@@ -89,6 +90,7 @@ class Lab(Bench):
         self._require_free(listed)
         progress.report(f"workers: {', '.join(str(worker) for worker in listed) or 'none'}")
         with exclusive(lab_home(), "a notebook"):
+            self._note_nodes()
             self.installation = services.set_workers(self.installation, workers, progress.report)
         words = [f"{w['name']} ({w['concurrency']} on {', '.join(w['queues'])})" for w in self.installation.workers]
         return Note(f"Workers: {'; '.join(words)}.")
@@ -114,13 +116,17 @@ class Lab(Bench):
     def _count(self, dag_id: str, attempts: Sequence[Attempt]) -> None:
         self._tasks[dag_id] = timeline.per_host(attempts)
 
+    def _note_nodes(self) -> None:
+        # A worker that leaves is in no installation file any more, and tasks that it ran are still counted.
+        self._nodes_of_workers |= {worker["name"]: worker["node"] for worker in self.installation.workers if worker.get("node")}
+
     @property
     def tasks_per_node(self) -> dict[str, int]:
         """How many task instances of this lab's probes ran on each node so far, every try counted."""
         counts = Counter({node["name"]: 0 for node in self.installation.nodes})
         for hosts in self._tasks.values():
             for host, count in hosts.items():
-                counts[self.installation.node_of(host)] += count
+                counts[self._nodes_of_workers.get(host) or self.installation.node_of(host)] += count
         return dict(counts)
 
     def _account(self, dag_id: str, error: ProvisionError, attempts: Sequence[Attempt]) -> None:

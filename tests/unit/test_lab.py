@@ -53,6 +53,7 @@ def lab(monkeypatch):
     made.installation = installation(Worker("worker-1"), Worker("worker-2"))
     made._probes, made._measurements, made._result_path, made.told = [], [], None, []
     made.gate = FakeProbe(SETTLED)
+    made._tasks, made._nodes_of_workers = {}, {}
 
     def set_workers(now, listed, report):
         made.told.append([entry["name"] for entry in listed])
@@ -219,3 +220,13 @@ def test_a_result_that_is_missing_or_there_twice_is_told(bench, rows):
 def test_only_a_single_task_has_a_path(bench, attempts):
     with pytest.raises(LabError, match="Only the path of a single task"):
         bench.path_of(FakeProbe(SETTLED, attempts))
+
+
+def test_tasks_of_a_worker_that_left_count_for_the_node_where_it_was(lab):
+    listed = [Worker("heavy-1").document() | {"node": "worker-2"}]
+    nodes = [{"name": name} for name in ("control", "worker-1", "worker-2")]
+    lab.installation = Installation({"broker": {"kind": "redis"}, "workers": listed, "nodes": nodes, "settings": {}})
+    lab._count("probe_x", [replace(RUNNING[0], host="heavy-1"), replace(RUNNING[1], host="heavy-1")])
+    lab.set_workers(TWO)
+    lab.installation.document["nodes"] = nodes
+    assert lab.tasks_per_node == {"control": 0, "worker-1": 0, "worker-2": 2}
