@@ -491,10 +491,12 @@ def start(units: list[str]) -> None:
 
 
 def stop(units: list[str]) -> None:
-    """Stop units and keep them from starting with the node; returns when they have ended."""
+    """Stop units and keep them from starting with the node; returns when they have ended, by themselves or killed for taking too long."""
     if units:
         run(["systemctl", "stop", *units], check=False)
         run(["systemctl", "disable", "--quiet", *units], check=False)
+        # One that had to be killed counts as failed, also after its file is gone, and the node as degraded.
+        run(["systemctl", "reset-failed", *units], check=False)
 
 
 OPS: dict[str, Callable[..., Any]] = {
