@@ -18,6 +18,7 @@ from labs.services import Report
 from labs.stock import COMPOSE, STANDALONE, StockAirflow
 from provision.home import LabHome, lab_home
 from provision.target import open_target
+from provision.variants import wanted
 
 EXPERIMENTS = tuple(AIMS)
 CELERY, NODES = "celery", "nodes"
@@ -41,8 +42,8 @@ def chosen_experiments(only: Sequence[str] | None) -> tuple[str, ...]:
     for name in only or ():
         if name not in (*EXPERIMENTS, *groups):
             raise UsageError(f"Unknown bench row {name!r}.", f"choose from: {', '.join([*EXPERIMENTS, *groups])}")
-    wanted = {each for name in only for each in groups.get(name, {name})} if only else set(EXPERIMENTS) - groups[NODES]
-    return tuple(name for name in EXPERIMENTS if name in wanted)
+    picked = {each for name in only for each in groups.get(name, {name})} if only else set(EXPERIMENTS) - groups[NODES]
+    return tuple(name for name in EXPERIMENTS if name in picked)
 
 
 def run_bench(only: Sequence[str] | None, report: Report) -> list[BenchRow]:
@@ -86,7 +87,7 @@ def _ours(variant: str, report: Report) -> Iterator[Arm]:
     home = _throwaway("ours")
     place = open_target("local", home)
     try:
-        place.install(variant, {}, lambda text: report(f"ours: {text}"))
+        place.install(wanted(variant), lambda text: report(f"ours: {text}"))
         yield _warm("ours", home, Installation(place.installed()), report)
     finally:
         report("removing our throw-away installation")

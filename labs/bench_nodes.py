@@ -21,6 +21,7 @@ from provision.home import LabHome, lab_home
 from provision.machines import Machines
 from provision.nodes.target import NodesTarget, nodes_home
 from provision.topology import CLUSTER_VARIABLE, NETWORK_VARIABLE, TABLE, read_cluster
+from provision.variants import wanted
 
 AGAIN, SWITCHES = 3, 2
 
@@ -68,7 +69,7 @@ def _install(target: NodesTarget, variant: str, report: Report) -> float:
     # A connection that is open already would flatter every install but the first.
     target.close()
     begun = time.monotonic()
-    target.install(variant, {}, lambda text: report(f"{variant} on {len(target.cluster.nodes)} nodes: {text}"))
+    target.install(wanted(variant), lambda text: report(f"{variant} on {len(target.cluster.nodes)} nodes: {text}"))
     return time.monotonic() - begun
 
 

@@ -26,7 +26,7 @@ from labs.timeline import Attempt
 from provision.errors import ProvisionError
 from provision.home import lab_home
 from provision.lock import exclusive
-from provision.workers import Worker, check_together, worker_from
+from provision.workers import Worker, check_together, listed_workers
 
 
 class Lab(Bench):
@@ -290,8 +290,7 @@ def workers_from(listed: Any) -> tuple[Worker, ...]:
     """Return the workers that a list of dicts describes; raises LabError that names what is wrong in it."""
     if not isinstance(listed, list | tuple) or not all(isinstance(entry, Mapping) for entry in listed):
         raise LabError(f"{listed!r} is not a list of workers.", 'write [{"name": "worker-1", "concurrency": 2, "queues": ["default"]}]')
-    # What an installation says of a worker has its node too.
-    return check_together(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in listed)
+    return check_together(listed_workers(listed))
 
 
 @dataclass

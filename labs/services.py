@@ -6,13 +6,15 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from labs.installation import Installation, read_installation
 from provision.home import LabHome, lab_home
 from provision.target import ProcessInfo, Target, open_target
-from provision.workers import Worker, worker_from
+from provision.variants import wanted, wanted_again
+from provision.workers import listed_workers
 
 Report = Callable[[str], None]
 WATCH_EVERY_S = 1.0
@@ -37,27 +39,23 @@ def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report
     place = open_target(target)
     before = place.installed()
     broker = before["broker"]["kind"] if before and before["variant"] == variant and before.get("broker") else None
-    place.install(variant, changes, report, broker=broker)
+    place.install(wanted(variant, changes, broker), report)
     return read_installation(place.home.root)
 
 
 def change_settings(installation: Installation, changes: Mapping[str, str], report: Report) -> Installation:
     """Return the installation after giving it exactly these changes; only the services concerned restart."""
     place = target_of(installation)
-    workers = [_worker(entry) for entry in installation.workers] if installation.broker else None
-    place.install(installation.variant, changes, report, broker=installation.broker or None, workers=workers)
+    # Like `ensure`, without a second scheduler.
+    place.install(replace(wanted_again(installation.document), changes=dict(changes), ha=False), report)
     return read_installation(place.home.root)
 
 
 def set_workers(installation: Installation, workers: Iterable[Mapping[str, Any]], report: Report) -> Installation:
     """Return the installation after making exactly these Celery workers run; who leaves finishes its tasks first."""
     place = target_of(installation)
-    place.set_workers([_worker(entry) for entry in workers], report)
+    place.set_workers(listed_workers(workers), report)
     return read_installation(place.home.root)
-
-
-def _worker(entry: Mapping[str, Any]) -> Worker:
-    return worker_from({key: value for key, value in entry.items() if key != "node"})
 
 
 def workers_seen(installation: Installation) -> dict[str, dict[str, Any]]:
@@ -88,7 +86,7 @@ def throwaway(target: str, variant: str, changes: Mapping[str, str], name: str, 
     # Whoever finds what an interrupted lab left behind must know where it runs.
     (place.home.root / TARGET_FILE).write_text(target + "\n")
     try:
-        place.install(variant, changes, report)
+        place.install(wanted(variant, changes), report)
         yield read_installation(place.home.root)
     finally:
         report("removing the throw-away installation")

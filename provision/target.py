@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from provision.errors import UsageError
 from provision.home import LabHome, lab_home
+from provision.variants import Wanted
 from provision.workers import Worker
 
 Report = Callable[[str], None]
@@ -62,32 +63,11 @@ class Target(Protocol):
     name: str
     home: LabHome
 
-    def plan(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
+    def plan(self, asked: Wanted) -> list[Change]:
         """Return what `install` would do now, changing nothing."""
 
-    def install(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        report: Report = ...,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
-        """Make the variant run with these setting changes; return what had to be done (nothing, if it ran).
-
-        Where the variant has Celery, `broker` and `workers` replace its own; on several nodes, `ha` doubles
-        API server and scheduler.
-        """
+    def install(self, asked: Wanted, report: Report = ...) -> list[Change]:
+        """Make what is asked for run; return what had to be done (nothing, if it ran)."""
 
     def set_workers(self, workers: Iterable[Worker], report: Report = ...) -> list[Change]:
         """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""

@@ -19,8 +19,8 @@ from provision.machines import Machines
 from provision.providers import PROVIDERS
 from provision.target import TARGETS, Target, open_target
 from provision.topology import read_cluster
-from provision.variants import BROKERS, VARIANTS, wanted
-from provision.workers import Worker, changed_workers, parse_worker, worker_from
+from provision.variants import BROKERS, VARIANTS, wanted, wanted_again
+from provision.workers import Worker, changed_workers, listed_workers, parse_worker
 
 TARGET_HELP = f"where Airflow runs, one of: {', '.join(TARGETS)} (default: local)"
 
@@ -86,7 +86,7 @@ def install(c, variant, target="local", set=None, broker="", worker=None, ha=Fal
     certificates.bundle()
     place = open_target(target)
     listed = [parse_worker(text) for text in worker] if worker else None
-    done = place.install(variant, changes, _progress(), broker=broker or None, workers=listed, ha=ha)
+    done = place.install(wanted(variant, changes, broker, listed, ha), _progress())
     for change in done:
         print(change)
     print(f"{variant} on {target}: {_count(len(done))}.")
@@ -111,17 +111,13 @@ def workers(c, target="local", add=None, remove=None, resize=None):
             "The installed variant has no Celery workers." if installed else "No variant is installed.",
             "fab install celery" + ("" if target == "local" else f" --target {target}"),
         )
-    now = _workers_of(installed)
+    now = listed_workers(installed["workers"])
     then = changed_workers(now, add or [], remove or [], resize or [])
-    if then != tuple(now):
+    if then != now:
         done = place.set_workers(then, _progress())
         for change in done:
             print(change)
     _show_workers(place, then)
-
-
-def _workers_of(installed: dict[str, Any]) -> list[Worker]:
-    return [worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in installed["workers"]]
 
 
 def _show_workers(place: Target, listed: Iterable[Worker]) -> None:
@@ -151,14 +147,12 @@ def status(c, target="local"):
         where = "on the nodes" if target == "vagrant" else f"in {lab_home().root}"
         raise Exit(f"No variant is installed {where}.\n  Next: fab install VARIANT --target {target}", code=1)
     print(f"{installed['variant']} on {installed['target']}, {installed['api']['url']}, user {installed['api']['user']}")
-    celery = {}
     # An installation that was made before there was Celery says nothing of it.
     if installed.get("broker"):
         print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
-        celery = {"broker": installed["broker"]["kind"], "workers": _workers_of(installed), "ha": installed.get("ha", False)}
-    todo = place.plan(installed["variant"], installed["changes"], **celery)
-    again = wanted(installed["variant"], installed["changes"], **celery).command()
-    if celery and not celery["workers"]:
+    asked = wanted_again(installed)
+    todo, again = place.plan(asked), asked.command()
+    if asked.broker and not asked.workers:
         again += ", with no workers as it is now,"
     if target != "local":
         again += f" --target {target}"

@@ -6,9 +6,10 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from provision.errors import UsageError
-from provision.workers import Worker, check_together
+from provision.workers import Worker, check_together, listed_workers
 
 CORE_SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer")
 
@@ -197,6 +198,18 @@ def wanted(
                 f"A worker cannot be called {worker.name}: that is the name of a service.", "choose another name, such as worker-4"
             )
     return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed, ha)
+
+
+def wanted_again(document: Mapping[str, Any], workers: Iterable[Worker] | None = None) -> Wanted:
+    """Return the request that would install what an installation file describes, with other workers if they are given.
+
+    Raises UsageError for workers where there is no Celery.
+    """
+    # An installation that was made before there was Celery, or a second scheduler, says nothing of it.
+    broker = (document.get("broker") or {}).get("kind")
+    if broker and workers is None:
+        workers = listed_workers(document["workers"])
+    return wanted(document["variant"], document["changes"], broker, workers, document.get("ha", False))
 
 
 def variant_named(name: str) -> Variant:

@@ -68,6 +68,12 @@ def worker_from(entry: Mapping[str, Any]) -> Worker:
     return Worker(**values, queues=tuple(queues))
 
 
+def listed_workers(entries: Iterable[Mapping[str, Any]]) -> tuple[Worker, ...]:
+    """Return the workers that a list of such objects describes; raises UsageError that names a wrong key."""
+    # What an installation says of a worker has its node too.
+    return tuple(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in entries)
+
+
 def parse_worker(text: str, now: Worker | None = None) -> Worker:
     """Return the worker that NAME=CONCURRENCY@QUEUE,… describes; CONCURRENCY may be a range such as 1-4.
 

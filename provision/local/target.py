@@ -26,8 +26,8 @@ from provision.local.supervisor import QUICK_STOP_S, Supervisor, log_path, owned
 from provision.lock import exclusive
 from provision.pins import airflow_version
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
-from provision.variants import Wanted, wanted
-from provision.workers import Worker, worker_from
+from provision.variants import Wanted, wanted_again
+from provision.workers import Worker, listed_workers
 
 # Where DAG files of the user go when an installation is removed.
 KEPT = "kept-dags"
@@ -54,36 +54,20 @@ class LocalTarget:
 
     # -- what the interface promises ------------------------------------------------------------
 
-    def plan(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
+    def plan(self, asked: Wanted) -> list[Change]:
         """Return what `install` would do now, changing nothing but the folders and secrets it needs to know."""
-        return self._converge(self._desired(wanted(variant, changes, broker, workers))).plan()
+        return self._converge(self._desired(asked)).plan()
 
-    def install(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        report: Report = _silent,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
-        """Make the variant run with these setting changes, broker and workers; return what had to be done.
+    def install(self, asked: Wanted, report: Report = _silent) -> list[Change]:
+        """Make what is asked for run; return what had to be done.
 
-        Raises UsageError for an unknown variant, setting or broker, ProvisionError when a step fails. Running it
-        again finishes an interrupted install.
+        Raises UsageError for an unknown setting and for a second scheduler, ProvisionError when a step fails. Running
+        it again finishes an interrupted install.
         """
-        asked = self._asked(variant, changes, broker, workers, ha)
+        if asked.ha:
+            raise UsageError("A second scheduler wants a node of its own.", "fab up, then fab install celery --ha --target vagrant")
         airflow.check_changes(asked.changes, asked.variant)
-        with exclusive(self.home, f"fab install {variant}"):
+        with exclusive(self.home, f"fab install {asked.variant.name}"):
             require_room(self.home.root, ROOM_TO_RUN_MIB)
             if not environments.is_complete(environments.environment_path(self.home)):
                 report(f"installing Airflow {airflow_version()} from its lock (once)")
@@ -109,13 +93,11 @@ class LocalTarget:
             installed = self.installed()
             if installed is None:
                 raise ProvisionError("No variant is installed here.", "fab install celery")
-            broker = (installed.get("broker") or {}).get("kind")
+            before = self._workers()
             if not self._running():
-                raise ProvisionError(
-                    "Airflow is stopped.", wanted(installed["variant"], installed["changes"], broker, self._workers()).command()
-                )
-            desired = self._desired(wanted(installed["variant"], installed["changes"], broker, workers))
-            self.require_alive(but=[worker.name for worker in self._workers()])
+                raise ProvisionError("Airflow is stopped.", wanted_again(installed, before).command())
+            desired = self._desired(wanted_again(installed, workers))
+            self.require_alive(but=[worker.name for worker in before])
             self._require_only_workers(self._converge(desired), installed)
             todo = self._apply(desired, report)
             self._write_installation(desired)
@@ -200,7 +182,7 @@ class LocalTarget:
         installed = self.installed()
         if installed is None:
             raise ProvisionError("No variant is installed here.", "fab install VARIANT")
-        desired = self._desired(self._wanted_before(installed))
+        desired = self._desired(wanted_again(installed))
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = subprocess.run(
             [str(desired.placement.airflow_binary), *arguments],
@@ -285,8 +267,7 @@ class LocalTarget:
         return ((self.installed() or {}).get("broker") or {}).get("kind", "")
 
     def _workers(self) -> tuple[Worker, ...]:
-        listed = (self.installed() or {}).get("workers") or []
-        return tuple(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in listed)
+        return listed_workers((self.installed() or {}).get("workers") or [])
 
     def _fleet(self) -> Fleet:
         broker = (self.installed() or {}).get("broker")
@@ -298,12 +279,6 @@ class LocalTarget:
         return self._fleets[url]
 
     # -- apply ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def _asked(variant: str, changes: Mapping[str, str] | None, broker: str | None, workers: Iterable[Worker] | None, ha: bool) -> Wanted:
-        if ha:
-            raise UsageError("A second scheduler wants a node of its own.", "fab up, then fab install celery --ha --target vagrant")
-        return wanted(variant, changes, broker, workers)
 
     def _desired(self, asked: Wanted) -> Desired:
         return desired_state(self.home, asked, self._running())
@@ -393,13 +368,8 @@ class LocalTarget:
             raise ProvisionError(
                 "More than workers would change, because the labs' code or settings are not those that were installed: "
                 f"{'; '.join(str(change) for change in others[:3])}{' …' if len(others) > 3 else ''}.",
-                f"{self._wanted_before(installed).command()} first, while no tasks run",
+                f"{wanted_again(installed).command()} first, while no tasks run",
             )
-
-    def _wanted_before(self, installed: Mapping[str, Any]) -> Wanted:
-        """Return the request that would install what is installed."""
-        broker = (installed.get("broker") or {}).get("kind")
-        return wanted(installed["variant"], installed["changes"], broker, self._workers() if broker else None)
 
     def _stop(self, report: Report) -> int:
         count = len(owned_processes(self.home))

@@ -24,8 +24,8 @@ from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of_se
 from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster
-from provision.variants import Wanted, wanted
-from provision.workers import Worker, worker_from
+from provision.variants import Wanted, wanted_again
+from provision.workers import Worker, listed_workers
 
 FOLDER = "nodes"
 STATES = {"active": "RUNNING", "activating": "STARTING", "deactivating": "STOPPING", "failed": "FAILED", "inactive": "STOPPED"}
@@ -57,42 +57,22 @@ class NodesTarget:
 
     # -- the interface of every target ------------------------------------------------------------
 
-    def plan(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
+    def plan(self, asked: Wanted) -> list[Change]:
         """Return what `install` would do now, changing nothing."""
-        asked = wanted(variant, changes, broker, workers, ha)
         check_changes(asked.changes, asked.variant)
         return [step.change for step in self._converge(self._desired(asked)).plan()]
 
-    def install(
-        self,
-        variant: str,
-        changes: Mapping[str, str] | None = None,
-        report: Report = _silent,
-        *,
-        broker: str | None = None,
-        workers: Iterable[Worker] | None = None,
-        ha: bool = False,
-    ) -> list[Change]:
-        """Make the variant run on the nodes; return what had to be done. Running it again finishes an interrupted install."""
-        asked = wanted(variant, changes, broker, workers, ha)
+    def install(self, asked: Wanted, report: Report = _silent) -> list[Change]:
+        """Make what is asked for run on the nodes; return what had to be done. Running it again finishes an interrupted install."""
         check_changes(asked.changes, asked.variant)
-        with exclusive(self.home, f"fab install {variant} --target {self.name}"):
+        with exclusive(self.home, f"fab install {asked.variant.name} --target {self.name}"):
             return self._install(asked, report)
 
     def set_workers(self, workers: Iterable[Worker], report: Report = _silent) -> list[Change]:
         """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""
         with exclusive(self.home, "fab workers"):
             installed = self._require_installed()
-            broker = (installed.get("broker") or {}).get("kind")
-            asked = wanted(installed["variant"], installed["changes"], broker, workers, installed.get("ha", False))
+            asked = wanted_again(installed, workers)
             desired = self._desired(asked)
             converge = self._converge(desired)
             steps = converge.plan()
@@ -199,7 +179,7 @@ class NodesTarget:
 
     def airflow(self, arguments: Sequence[str], changes: Mapping[str, str]) -> tuple[str, str]:
         """Return what Airflow's own command prints on the control node, standard output and error, with `changes` on top."""
-        desired = self._desired(self._asked_again())
+        desired = self._desired(wanted_again(self._require_installed()))
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = self._control.call(
             "run", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
@@ -388,17 +368,11 @@ class NodesTarget:
             raise ProvisionError("No variant is installed on the nodes.", f"fab install VARIANT --target {self.name}")
         return installed
 
-    def _asked_again(self) -> Wanted:
-        installed = self._require_installed()
-        broker = (installed.get("broker") or {}).get("kind")
-        return wanted(installed["variant"], installed["changes"], broker, self._workers() or None, installed.get("ha", False))
-
     def _broker(self) -> str:
         return ((self.installed() or {}).get("broker") or {}).get("kind", "")
 
     def _workers(self) -> tuple[Worker, ...]:
-        listed = (self.installed() or {}).get("workers") or []
-        return tuple(worker_from({key: value for key, value in entry.items() if key != "node"}) for entry in listed)
+        return listed_workers((self.installed() or {}).get("workers") or [])
 
     def _fleet(self) -> Fleet:
         broker = (self.installed() or {}).get("broker")

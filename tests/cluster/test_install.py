@@ -19,6 +19,7 @@ from provision import fleet
 from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY
 from provision.lock import exclusive
+from provision.variants import wanted
 from provision.workers import Worker
 
 BIN = Path(sys.prefix) / "bin"
@@ -64,15 +65,15 @@ def wait_for_success(bench, run_id):
 
 @pytest.mark.parametrize("asked", [{"variant": "sqlite"}, {"variant": "postgres"}, {"variant": "celery"}], ids=lambda a: a["variant"])
 def test_a_variant_is_installed_healthy_and_a_second_install_changes_nothing(target, asked):
-    target.install(**asked)
-    assert target.install(**asked) == []
-    assert target.plan(**asked) == []
+    target.install(wanted(**asked))
+    assert target.install(wanted(**asked)) == []
+    assert target.plan(wanted(**asked)) == []
     assert {row.state for row in target.status()} == {"RUNNING"}
     succeed(target)
 
 
 def test_tasks_run_on_the_nodes_of_their_workers(target):
-    target.install("celery")
+    target.install(wanted("celery"))
     installation = read_installation(target.home.root)
     result = Bench(installation).run({"tasks": 18})
     assert result.plateau.running == 6
@@ -82,9 +83,9 @@ def test_tasks_run_on_the_nodes_of_their_workers(target):
 
 
 def test_a_changed_setting_restarts_exactly_the_services_that_read_it(target):
-    target.install("celery")
+    target.install(wanted("celery"))
     before = pids(target)
-    changes = target.install("celery", {"core.parallelism": "5"})
+    changes = target.install(wanted("celery", {"core.parallelism": "5"}))
     after = pids(target)
     assert {name for action, name in actions(changes) if action == "restart"} == {"scheduler"}
     assert {name for name in before if before[name] != after[name]} == {("control", "scheduler")}
@@ -92,7 +93,7 @@ def test_a_changed_setting_restarts_exactly_the_services_that_read_it(target):
 
 
 def test_logs_are_shown_from_the_node_where_the_service_runs(target, fab):
-    target.install("celery")
+    target.install(wanted("celery"))
     assert "ready" in fab("logs", "worker-2", "--lines", "200", "--target", "vagrant").stdout
     refused = fab("logs", "nothing", "--target", "vagrant")
     assert refused.returncode == 2
@@ -100,7 +101,7 @@ def test_logs_are_shown_from_the_node_where_the_service_runs(target, fab):
 
 
 def test_workers_join_grow_and_leave_on_other_nodes_while_tasks_hold(target):
-    target.install("celery", workers=[Worker("worker-1"), Worker("worker-2")])
+    target.install(wanted("celery", workers=[Worker("worker-1"), Worker("worker-2")]))
     bench = Bench(read_installation(target.home.root))
     with bench.probe({"tasks": 14}) as probe:
         probe.deliver()
@@ -122,7 +123,7 @@ def test_workers_join_grow_and_leave_on_other_nodes_while_tasks_hold(target):
 
 def test_a_change_of_workers_that_fails_half_way_is_written_down_as_it_is(target, monkeypatch):
     monkeypatch.setattr(fleet, "RESIZED_S", 10)
-    target.install("celery", workers=[Worker("worker-1"), Worker("worker-2")])
+    target.install(wanted("celery", workers=[Worker("worker-1"), Worker("worker-2")]))
     bench = Bench(read_installation(target.home.root))
     with bench.probe({"tasks": 4}) as probe:
         probe.deliver()
@@ -137,7 +138,7 @@ def test_a_change_of_workers_that_fails_half_way_is_written_down_as_it_is(target
 
 
 def test_a_worker_that_was_killed_is_named_with_its_node(target):
-    target.install("celery")
+    target.install(wanted("celery"))
     bench = Bench(read_installation(target.home.root))
     with bench.probe({"tasks": 6}) as probe:
         probe.deliver()
@@ -147,76 +148,76 @@ def test_a_worker_that_was_killed_is_named_with_its_node(target):
         with pytest.raises(ProvisionError, match="worker-2 on worker-2 ended") as error:
             probe.wait(60)
     assert "fab logs worker-2 --target vagrant" in error.value.hint
-    target.install("celery")
+    target.install(wanted("celery"))
     succeed(target)
 
 
 def test_disks_that_are_full_on_two_nodes_are_told_together(target):
-    target.install("celery")
+    target.install(wanted("celery"))
     for node in ("worker-1", "worker-2"):
         full = "mount -t tmpfs -o size=4k,mode=755 tmpfs /etc/airflow-labs && head -c 4096 /dev/zero > /etc/airflow-labs/full"
         on_node(target, node, "sh", "-c", full)
     try:
         with pytest.raises(ProvisionError) as error:
-            target.install("celery")
+            target.install(wanted("celery"))
     finally:
         for node in ("worker-1", "worker-2"):
             on_node(target, node, "umount", "/etc/airflow-labs")
     assert "worker-1: write_files: No space left on device" in error.value.message
     assert "worker-2: write_files: No space left on device" in error.value.message
-    target.install("celery")
-    assert target.install("celery") == []
+    target.install(wanted("celery"))
+    assert target.install(wanted("celery")) == []
 
 
 def test_stopping_leaves_nothing_running_and_installing_starts_it_again(target, fab):
-    target.install("celery")
+    target.install(wanted("celery"))
     # One that does not end when it is told to is killed; that is no failure of the node's.
     on_node(target, "control", "kill", "-STOP", str(pids(target)["control", "triggerer"]))
     assert fab("stop", "--target", "vagrant").returncode == 0
     assert set(target.nodes.each(lambda node: on_node(target, node.name, "systemctl", "--failed", "--no-legend")["out"]).values()) == {""}
     states = target.nodes.each(lambda node: on_node(target, node.name, "pgrep", "-u", "airflow", check=False)["out"])
     assert set(states.values()) == {""}
-    assert {action for action, _ in actions(target.install("celery"))} == {"start"}
+    assert {action for action, _ in actions(target.install(wanted("celery")))} == {"start"}
     succeed(target)
 
 
 def test_a_node_that_is_down_is_named_with_the_command_that_helps(target, machines):
     if machines.provider() != "docker":
         pytest.skip("only a container can be paused from outside")
-    target.install("celery")
+    target.install(wanted("celery"))
     container = machines.ids()["worker-2"]
     target.close()
     subprocess.run(["docker", "stop", "-t", "0", container], check=True, capture_output=True)
     try:
         with pytest.raises(ProvisionError, match="worker-2 cannot be reached") as error:
-            target.install("celery")
+            target.install(wanted("celery"))
         assert "fab up" in error.value.hint
     finally:
         machines.up()
     target.close()
-    changes = target.install("celery")
+    changes = target.install(wanted("celery"))
     assert {action for action, _ in actions(changes)} <= {"start", "write"}
-    assert target.install("celery") == []
+    assert target.install(wanted("celery")) == []
     succeed(target)
 
 
 def test_a_node_that_was_made_again_is_the_only_one_that_is_installed(target, machines):
     if machines.provider() != "docker":
         pytest.skip("only a container can be removed from outside")
-    target.install("celery")
+    target.install(wanted("celery"))
     before = {key: pid for key, pid in pids(target).items() if key[0] != "worker-2"}
     subprocess.run(["docker", "rm", "-f", machines.ids()["worker-2"]], check=True, capture_output=True)
     target.close()
     machines.up()
-    changes = target.install("celery")
+    changes = target.install(wanted("celery"))
     assert {change.why.rpartition("(")[2].rstrip(")") for change in changes} == {"worker-2"}
     assert {key: pid for key, pid in pids(target).items() if key[0] != "worker-2"} == before
     succeed(target)
 
 
 def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
-    target.install("celery", broker="rabbitmq")
-    assert target.install("celery", broker="rabbitmq") == []
+    target.install(wanted("celery", broker="rabbitmq"))
+    assert target.install(wanted("celery", broker="rabbitmq")) == []
     succeed(target)
     rows = {row.name for row in target.status()}
     assert "rabbitmq" in rows
@@ -227,8 +228,8 @@ def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
 
 
 def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are_gone(target):
-    target.install("celery", ha=True)
-    assert target.install("celery", ha=True) == []
+    target.install(wanted("celery", ha=True))
+    assert target.install(wanted("celery", ha=True)) == []
     succeed(target)
     on_node(target, "control", "systemctl", "stop", "airflow-scheduler.service", "airflow-api-server.service")
     bench = Bench(read_installation(target.home.root))
@@ -236,13 +237,13 @@ def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are
         probe.deliver()
     run_id = trigger_smoke(bench)
     wait_for_success(bench, run_id)
-    assert {name for action, name in actions(target.install("celery", ha=True)) if action == "start"} == {"scheduler", "api-server"}
+    assert {name for action, name in actions(target.install(wanted("celery", ha=True))) if action == "start"} == {"scheduler", "api-server"}
     succeed(target)
 
 
 def test_a_variant_that_takes_the_place_of_another_leaves_nothing_of_it(target):
-    target.install("celery")
-    target.install("sqlite")
+    target.install(wanted("celery"))
+    target.install(wanted("sqlite"))
     left = target.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern="airflow-*.service"))
     services = ["api-server", "dag-processor", "scheduler", "triggerer"]
     assert left == {"control": [f"airflow-{name}.service" for name in services], "worker-1": [], "worker-2": []}
@@ -252,17 +253,17 @@ def test_a_variant_that_takes_the_place_of_another_leaves_nothing_of_it(target):
 
 
 def test_what_is_wrong_is_refused_before_anything_happens(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     with pytest.raises(UsageError, match="would have no effect"):
-        target.install("sqlite", {"celery.task_acks_late": "False"})
+        target.install(wanted("sqlite", {"celery.task_acks_late": "False"}))
     with pytest.raises(UsageError, match="Unknown variant"):
-        target.install("oracle")
-    assert target.install("sqlite") == []
+        target.install(wanted("oracle"))
+    assert target.install(wanted("sqlite")) == []
 
 
 @pytest.mark.parametrize("moment", ["starting postgres", "waiting for"])
 def test_an_install_that_is_killed_is_finished_by_running_it_again(target, moment):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     command = [str(BIN / "fab"), "install", "celery", "--target", "vagrant"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     for line in process.stderr:
@@ -271,13 +272,13 @@ def test_an_install_that_is_killed_is_finished_by_running_it_again(target, momen
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert target.installed() is None
-    target.install("celery")
-    assert target.install("celery") == []
+    target.install(wanted("celery"))
+    assert target.install(wanted("celery")) == []
     succeed(target)
 
 
 def test_one_command_says_what_it_does_and_the_second_says_zero_changes(target, fab):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     done = fab("install", "postgres", "--target", "vagrant")
     assert done.returncode == 0
     assert done.stdout.strip() == "postgres on vagrant: 0 changes."
@@ -286,15 +287,15 @@ def test_one_command_says_what_it_does_and_the_second_says_zero_changes(target, 
 
 
 def test_a_package_mirror_that_cannot_be_reached_is_an_error_that_a_rerun_mends(target, monkeypatch):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     on_node(target, "control", "dpkg", "--purge", "--force-depends", "chrony")
     monkeypatch.setenv("LAB_PACKAGE_PROXY", "http://127.0.0.1:9")
     with pytest.raises(ProvisionError, match=r"control: The package proxy 127\.0\.0\.1:9 cannot be reached") as error:
-        target.install("postgres")
+        target.install(wanted("postgres"))
     assert "LAB_PACKAGE_PROXY" in error.value.hint
     monkeypatch.delenv("LAB_PACKAGE_PROXY")
-    target.install("postgres")
-    assert target.install("postgres") == []
+    target.install(wanted("postgres"))
+    assert target.install(wanted("postgres")) == []
 
 
 def test_one_user_of_the_nodes_at_a_time(target, fab):

@@ -15,6 +15,7 @@ from labs.notebook import Bench
 from provision.home import REPOSITORY, LabHome, lab_home
 from provision.local.supervisor import owned_processes
 from provision.target import open_target
+from provision.variants import wanted
 
 BIN = Path(sys.prefix) / "bin"
 
@@ -72,7 +73,7 @@ def postgres(target):
 def _bench(target, variant):
     from labs.installation import read_installation
 
-    target.install(variant)
+    target.install(wanted(variant))
     return Bench(read_installation())
 
 

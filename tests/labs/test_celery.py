@@ -20,6 +20,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.local import health
 from provision.target import open_target
+from provision.variants import wanted
 from provision.workers import Worker
 
 TWO = [Worker("worker-1", 2), Worker("worker-2", 2)]
@@ -28,7 +29,7 @@ TWO = [Worker("worker-1", 2), Worker("worker-2", 2)]
 @pytest.fixture
 def celery(target):
     """Probes on the celery variant as its table says it."""
-    target.install("celery")
+    target.install(wanted("celery"))
     return Bench(read_installation())
 
 
@@ -47,7 +48,7 @@ def listeners(target):
 
 
 def test_a_second_install_changes_nothing_and_everything_listens_on_loopback(celery, target):
-    assert target.install("celery") == []
+    assert target.install(wanted("celery")) == []
     assert listeners(target) == {"127.0.0.1"}
     secrets = set(target._secrets().values())
     commands = [" ".join(psutil.Process(process.pid).cmdline()) for process in target.processes()]
@@ -142,7 +143,7 @@ def test_tasks_that_workers_finish_first_succeed_although_everything_restarts(ce
         probe.deliver()
         probe.trigger()
         wait_for(lambda: sum(timeline.running_on(probe.collect()).values()) == 6, 60, "Six running tasks")
-        changes = target.install("celery", {"core.max_active_runs_per_dag": "15"})
+        changes = target.install(wanted("celery", {"core.max_active_runs_per_dag": "15"}))
         assert {"api-server", "worker-1"} <= {change.name for change in changes if change.action == "restart"}
         probe.wait()
         attempts = probe.collect()
@@ -159,8 +160,8 @@ def test_a_worker_that_leaves_with_held_tasks_is_waited_for_until_the_gate_opens
         leaving.start()
         wait_for(lambda: any("worker-3 has 2" in text and "finished first" in text for text in said), 20, "The report")
         wait_for(lambda: {row.name: row.state for row in target.status()}["worker-3"] == "STOPPING", 20, "The end of worker-3")
-        assert [(change.action, change.name) for change in target.plan("celery", workers=TWO)] == [("stop", "worker-3")]
-        assert ("restart", "worker-3") in {(change.action, change.name) for change in target.plan("celery")}
+        assert [(change.action, change.name) for change in target.plan(wanted("celery", workers=TWO))] == [("stop", "worker-3")]
+        assert ("restart", "worker-3") in {(change.action, change.name) for change in target.plan(wanted("celery"))}
         services.Watcher(celery.installation).require_alive()
         probe.release()
         leaving.join(timeout=60)
@@ -192,13 +193,13 @@ def test_a_dead_worker_can_be_removed(celery, target, fab):
     done = fab("workers", "--remove", "worker-3")
     assert (done.returncode, "remove worker-3" in done.stdout) == (0, True), done.stderr
     target.require_alive()
-    assert target.plan("celery", workers=TWO) == []
+    assert target.plan(wanted("celery", workers=TWO)) == []
     assert fresh().run({"tasks": 6}).plateau.running == 4
 
 
 def test_tasks_that_name_no_queue_go_to_the_default_queue_of_the_settings(target):
     other = [Worker("worker-1", 2, ("other",)), Worker("worker-2", 3, ("default",))]
-    target.install("celery", {"operators.default_queue": "other"}, workers=other)
+    target.install(wanted("celery", {"operators.default_queue": "other"}, workers=other))
     assert peak_of(fresh(), {"tasks": 5}) == ("pass", 2)
 
 
@@ -207,7 +208,7 @@ def test_the_path_of_a_task_is_in_order_in_another_time_zone(lab_folder, monkeyp
     time.tzset()
     place = open_target("local", lab_home().throwaway("tokyo"))
     try:
-        place.install("celery")
+        place.install(wanted("celery"))
         assert place.query("show timezone") == [["UTC"]]
         bench = Bench(read_installation(place.home.root))
         with bench.probe({"tasks": 1, "kind": "noop"}) as probe:
@@ -240,7 +241,7 @@ def test_wrong_workers_are_refused_and_nothing_changes(celery, fab, target, argu
     done = fab("workers", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
-    assert target.install("celery") == []
+    assert target.install(wanted("celery")) == []
 
 
 def test_workers_are_listed_added_and_removed_by_a_command(celery, fab):
@@ -254,7 +255,7 @@ def test_workers_are_listed_added_and_removed_by_a_command(celery, fab):
 
 def test_sqlite_with_celery_is_refused_with_the_reason(target):
     with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor"):
-        target.install("sqlite", {"core.executor": "CeleryExecutor"})
+        target.install(wanted("sqlite", {"core.executor": "CeleryExecutor"}))
 
 
 def test_a_broker_that_was_stopped_is_named(celery, target):
@@ -279,9 +280,9 @@ def test_workers_that_never_register_are_told_and_not_left_running(celery, targe
     # Otherwise refused, for this very reason.
     monkeypatch.setattr(airflow, "check_changes", lambda changes, variant: None)
     with pytest.raises(ProvisionError, match="worker-1 was not ready"):
-        target.install("celery", {"celery.worker_enable_remote_control": "False"})
+        target.install(wanted("celery", {"celery.worker_enable_remote_control": "False"}))
     assert not [row.name for row in target.status() if row.running and row.name.startswith("worker")]
-    target.install("celery")
+    target.install(wanted("celery"))
     assert timeline.states(fresh().run({"tasks": 2, "kind": "noop"}).attempts) == {"success": 2}
 
 
@@ -304,7 +305,7 @@ def test_a_worker_killed_under_a_lab_is_named_and_its_tasks_are_accounted_for(ce
     assert told.measured["error"].startswith("worker-2 ended")
     assert sum(told.measured["states"].values()) == 9
     assert "worker-2" in told.measured["running on"]
-    target.install("celery")
+    target.install(wanted("celery"))
     services.Watcher(read_installation()).require_alive()
 
 

@@ -18,6 +18,7 @@ from provision.home import MARKER, LabHome
 from provision.local.ports import free_port
 from provision.local.supervisor import owned_processes
 from provision.target import open_target
+from provision.variants import wanted
 
 
 def pids(target):
@@ -36,40 +37,40 @@ def listeners(home):
 
 @pytest.mark.parametrize("variant", ["sqlite", "postgres"])
 def test_a_second_install_changes_nothing(target, variant):
-    target.install(variant)
+    target.install(wanted(variant))
     before = pids(target)
-    assert target.plan(variant) == []
-    assert target.install(variant) == []
+    assert target.plan(wanted(variant)) == []
+    assert target.install(wanted(variant)) == []
     assert pids(target) == before
 
 
 @pytest.mark.parametrize("variant", ["sqlite", "postgres"])
 def test_nothing_listens_beyond_loopback(target, variant):
-    target.install(variant)
+    target.install(wanted(variant))
     assert listeners(target.home) == {"127.0.0.1"}
 
 
 def test_a_changed_setting_restarts_only_the_service_that_it_concerns(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     before = pids(target)
-    target.install("postgres", {"core.parallelism": "3"})
+    target.install(wanted("postgres", {"core.parallelism": "3"}))
     after = pids(target)
     assert {name for name in after if after[name] != before[name]} == {"scheduler"}
     assert read_installation().settings["core.parallelism"] == "3"
-    target.install("postgres")
+    target.install(wanted("postgres"))
     assert read_installation().settings["core.parallelism"] == "8"
 
 
 def test_switching_leaves_nothing_of_the_old_variant_running(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     old = {process.pid for process in owned_processes(target.home) if "supervisord" not in " ".join(process.cmdline())}
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     assert not old & {process.pid for process in owned_processes(target.home)}
     assert "postgres" not in {row.name for row in target.status() if row.running}
 
 
 def test_files_with_secrets_can_be_read_by_their_owner_only(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     home = target.home
     assert home.root.stat().st_mode & 0o777 == 0o700
     secret = json.loads(home.secrets.read_text())
@@ -80,14 +81,14 @@ def test_files_with_secrets_can_be_read_by_their_owner_only(target):
 
 
 def test_no_secret_is_in_a_command_line(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     secret = json.loads(target.home.secrets.read_text()).values()
     lines = [" ".join(process.cmdline()) for process in owned_processes(target.home)]
     assert not [line for line in lines for value in secret if value in line]
 
 
 def test_airflow_asks_for_user_and_password(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     url = read_installation().api_url
     assert requests.get(f"{url}/api/v2/dags", timeout=30).status_code == 401
     assert requests.post(f"{url}/auth/token", json={"username": "lab", "password": "wrong"}, timeout=30).status_code == 401
@@ -95,13 +96,13 @@ def test_airflow_asks_for_user_and_password(target):
 
 def test_unknown_names_are_refused_before_anything_happens(target):
     with pytest.raises(UsageError, match="sqlite, postgres"):
-        target.install("mysql")
+        target.install(wanted("mysql"))
     with pytest.raises(UsageError, match=r"did you mean: core\.parallelism"):
-        target.install("sqlite", {"core.paralelism": "2"})
+        target.install(wanted("sqlite", {"core.paralelism": "2"}))
     with pytest.raises(UsageError, match="set by the installation itself"):
-        target.install("sqlite", {"core.executor": "SequentialExecutor"})
+        target.install(wanted("sqlite", {"core.executor": "SequentialExecutor"}))
     with pytest.raises(UsageError, match="SQLite cannot be used with the CeleryExecutor"):
-        target.install("sqlite", {"core.executor": "CeleryExecutor"})
+        target.install(wanted("sqlite", {"core.executor": "CeleryExecutor"}))
 
 
 def test_a_port_that_is_taken_is_named_with_its_owner(target, monkeypatch):
@@ -112,25 +113,25 @@ def test_a_port_that_is_taken_is_named_with_its_owner(target, monkeypatch):
         port = taken.getsockname()[1]
         monkeypatch.setenv("LAB_API_PORT", str(port))
         with pytest.raises(ProvisionError, match=f"Port {port} for api-server is taken by process"):
-            target.install("sqlite")
+            target.install(wanted("sqlite"))
 
 
 def test_a_chosen_port_is_used(target, monkeypatch):
     port = free_port()
     monkeypatch.setenv("LAB_API_PORT", str(port))
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     assert read_installation().api_url.endswith(f":{port}")
 
 
 def test_a_port_taken_by_a_stranger_while_stopped_is_replaced(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     port = int(read_installation().api_url.rsplit(":", 1)[1])
     target.stop()
     with socket.socket() as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind(("127.0.0.1", port))
         stranger.listen()
-        target.install("sqlite")
+        target.install(wanted("sqlite"))
         assert not read_installation().api_url.endswith(f":{port}")
 
 
@@ -147,19 +148,19 @@ def test_an_install_that_was_killed_is_finished_by_the_next_one(target, fab, env
     assert target.installed() is None
     done = fab("install", "postgres")
     assert done.returncode == 0, done.stderr
-    assert target.plan("postgres") == []
+    assert target.plan(wanted("postgres")) == []
 
 
 def test_a_dead_service_is_started_again_by_install(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     psutil.Process(pids(target)["triggerer"]).kill()
     psutil.wait_procs([p for p in owned_processes(target.home) if p.pid == pids(target)["triggerer"]], timeout=5)
-    changes = target.install("sqlite")
+    changes = target.install(wanted("sqlite"))
     assert [(change.action, change.name) for change in changes] == [("start", "triggerer")]
 
 
 def test_status_and_logs_tell_what_runs(target, fab):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     status = fab("status")
     assert status.returncode == 0
     for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
@@ -172,16 +173,16 @@ def test_status_and_logs_tell_what_runs(target, fab):
 
 
 def test_stop_ends_every_process_and_install_brings_them_back(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     assert target.stop() > 0
     assert owned_processes(target.home) == []
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     assert all(row.running for row in target.status())
 
 
 @pytest.mark.parametrize("damage", ["secrets.json", "installation.json", "state/ports.json", "state/supervisord.conf", "airflow.env"])
 def test_destroy_works_on_a_damaged_installation(target, fab, damage, environments):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     (target.home.root / damage).write_bytes(b"\xff{half")
     done = fab("destroy")
     assert done.returncode == 0, done.stderr
@@ -191,7 +192,7 @@ def test_destroy_works_on_a_damaged_installation(target, fab, damage, environmen
 
 
 def test_processes_that_lost_their_parent_are_still_found_and_ended(target):
-    target.install("sqlite", {"core.parallelism": "2"})
+    target.install(wanted("sqlite", {"core.parallelism": "2"}))
     scheduler = psutil.Process(pids(target)["scheduler"])
     workers = scheduler.children()
     scheduler.kill()
@@ -211,7 +212,7 @@ def test_two_commands_at_once_are_refused_by_name(target, fab):
 
 
 def test_every_process_under_supervisor_is_found_as_owned(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     supervisord = psutil.Process(int((target.home.state / "supervisord.pid").read_text()))
     tree = {supervisord.pid, *(child.pid for child in supervisord.children(recursive=True))}
     assert len(tree) > 10
@@ -219,21 +220,21 @@ def test_every_process_under_supervisor_is_found_as_owned(target):
 
 
 def test_workers_of_a_killed_scheduler_are_ended_before_the_next_one_starts(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     scheduler = psutil.Process(pids(target)["scheduler"])
     workers = scheduler.children()
     scheduler.kill()
     psutil.wait_procs([scheduler], timeout=5)
-    target.install("postgres")
+    target.install(wanted("postgres"))
     assert len(workers) == 8
     assert [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_lost_supervisor_leaves_no_second_scheduler(target):
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     old = {process.pid for process in owned_processes(target.home)}
     psutil.Process(int((target.home.state / "supervisord.pid").read_text())).kill()
-    target.install("sqlite")
+    target.install(wanted("sqlite"))
     assert not old & {process.pid for process in owned_processes(target.home)}
     assert all(row.running for row in target.status())
 
@@ -243,7 +244,7 @@ def test_a_folder_that_others_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "logs" / "mine.txt").write_text("keep")
     stranger = open_target("local", LabHome(tmp_path, tmp_path))
     with pytest.raises(ProvisionError, match="was not made for a lab"):
-        stranger.install("sqlite")
+        stranger.install(wanted("sqlite"))
     with pytest.raises(ProvisionError, match="was not made for a lab"):
         stranger.destroy()
     assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
@@ -251,4 +252,4 @@ def test_a_folder_that_others_use_is_refused_and_left_alone(tmp_path):
 
 def test_a_secret_is_refused_as_a_setting(target):
     with pytest.raises(UsageError, match="holds a secret"):
-        target.install("sqlite", {"smtp.smtp_password": "hunter2"})
+        target.install(wanted("sqlite", {"smtp.smtp_password": "hunter2"}))

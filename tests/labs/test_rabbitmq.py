@@ -20,6 +20,7 @@ from provision.fleet import Fleet
 from provision.local import rabbitmq
 from provision.local.ports import free_port
 from provision.local.supervisor import owned_processes
+from provision.variants import wanted
 from provision.workers import Worker
 
 
@@ -40,7 +41,7 @@ WORKERS = ["worker-1", "worker-2", "worker-3"]
 @pytest.fixture
 def bench(target):
     """Probes on the celery variant with RabbitMQ."""
-    target.install("celery", broker="rabbitmq")
+    target.install(wanted("celery", broker="rabbitmq"))
     return Bench(read_installation())
 
 
@@ -75,8 +76,8 @@ def test_tasks_run_and_a_second_install_changes_nothing(bench, target):
     result = bench.run({"tasks": 6, "kind": "noop"})
     assert timeline.states(result.attempts) == {"success": 6}
     assert set(timeline.per_host(result.attempts)) <= set(WORKERS)
-    assert target.plan("celery", broker="rabbitmq") == []
-    assert target.install("celery", broker="rabbitmq") == []
+    assert target.plan(wanted("celery", broker="rabbitmq")) == []
+    assert target.install(wanted("celery", broker="rabbitmq")) == []
     assert pids(target) == before
 
 
@@ -89,7 +90,7 @@ def test_what_has_no_worker_yet_waits_in_the_broker(bench, target):
 def test_everything_listens_on_loopback_only_and_there_is_no_name_service(target):
     target.stop()
     before = name_services()
-    target.install("celery", broker="rabbitmq")
+    target.install(wanted("celery", broker="rabbitmq"))
     everything = owned_processes(target.home)
     assert {ip for ip, _ in listeners(everything)} == {"127.0.0.1"}
     assert len(listeners([psutil.Process(pids(target)["rabbitmq"])])) == 2
@@ -179,9 +180,9 @@ def test_messages_outlive_a_restart_of_the_installation(bench, fleet, target):
         wait_for(lambda: fleet.waiting(["default"]) == {"default": 4}, 60, "four messages in the broker")
         target.stop()
         assert owned_processes(target.home) == []
-        target.install("celery", broker="rabbitmq", workers=[])
+        target.install(wanted("celery", broker="rabbitmq", workers=[]))
         assert fleet.waiting(["default"]) == {"default": 4}
-        target.install("celery", broker="rabbitmq")
+        target.install(wanted("celery", broker="rabbitmq"))
         assert fleet.answering(WORKERS) == set(WORKERS)
         probe.wait(timeout_s=120)
         attempts = probe.collect()
@@ -197,32 +198,32 @@ def test_a_node_that_dies_is_shown_and_named_and_started_again(bench, target, fa
     shown = fab("status").stdout
     assert re.search(r"^rabbitmq +exited", shown, flags=re.M)
     assert "would start rabbitmq: not running" in shown
-    assert [(change.action, change.name) for change in target.install("celery", broker="rabbitmq")] == [("start", "rabbitmq")]
+    assert [(change.action, change.name) for change in target.install(wanted("celery", broker="rabbitmq"))] == [("start", "rabbitmq")]
     assert timeline.states(bench.run({"tasks": 6, "kind": "noop"}).attempts) == {"success": 6}
 
 
 def test_one_broker_takes_the_place_of_the_other_even_on_the_same_port(bench, target, monkeypatch):
     monkeypatch.setenv("LAB_BROKER_PORT", str(free_port()))
     for broker, other in (("redis", "rabbitmq"), ("rabbitmq", "redis")):
-        target.install("celery", broker=broker)
+        target.install(wanted("celery", broker=broker))
         assert broker in pids(target)
         assert other not in pids(target)
-        assert target.install("celery", broker=broker) == []
+        assert target.install(wanted("celery", broker=broker)) == []
         assert timeline.states(Bench(read_installation()).run({"tasks": 6, "kind": "noop"}).attempts) == {"success": 6}
 
 
 def test_a_port_that_is_taken_is_named(target, monkeypatch):
-    target.install("celery", broker="rabbitmq")
+    target.install(wanted("celery", broker="rabbitmq"))
     monkeypatch.setenv("LAB_BROKER_PORT", target.installed()["api"]["url"].rsplit(":", 1)[1])
     with pytest.raises(ProvisionError, match=r"Port \d+ for rabbitmq is taken by api-server") as error:
-        target.install("celery", broker="rabbitmq")
+        target.install(wanted("celery", broker="rabbitmq"))
     assert "LAB_BROKER_PORT" in error.value.hint
 
 
 def test_another_port_moves_the_node(bench, target, monkeypatch):
     port = free_port()
     monkeypatch.setenv("LAB_BROKER_PORT", str(port))
-    changes = target.install("celery", broker="rabbitmq")
+    changes = target.install(wanted("celery", broker="rabbitmq"))
     assert ("restart", "rabbitmq") in {(change.action, change.name) for change in changes}
     assert ("127.0.0.1", port) in listeners([psutil.Process(pids(target)["rabbitmq"])])
 

@@ -20,6 +20,7 @@ from labs.execute import execute
 from labs.installation import read_installation
 from labs.runner import runs_folder
 from provision.home import REPOSITORY
+from provision.variants import wanted
 
 LABS_COMMAND = Path(sys.prefix) / "bin" / "labs"
 LABS = [lab.name for lab in all_labs()]
@@ -80,7 +81,7 @@ def test_progress_names_lab_section_and_check(finished):
 @pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.name)
 def test_a_starter_fails_its_check(lab, target, tmp_path):
     """The notebook without its solution; the whole run above shows that the solution passes."""
-    target.install(catalog.choose_variant(lab, None, "local"))
+    target.install(wanted(catalog.choose_variant(lab, None, "local")))
     notebook = nbformat.read(lab.path, as_version=4)
     cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
     if lab.name not in NEEDS_THE_WHOLE_NOTEBOOK:
@@ -128,7 +129,7 @@ def test_a_parameter_reaches_the_notebook(labs):
 
 
 def test_an_interrupted_run_releases_everything_and_stays_readable(target):
-    target.install("postgres")
+    target.install(wanted("postgres"))
     before = set(runs_folder().glob("2*"))
     process = subprocess.Popen(
         [str(LABS_COMMAND), "run", "04"],

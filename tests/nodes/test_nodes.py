@@ -11,6 +11,7 @@ import testinfra
 
 from provision import secret_store, wheelhouse
 from provision.nodes.desired import STORES
+from provision.variants import wanted
 
 USERS = {"postgres": "postgres", "redis": "redis", "haproxy": "haproxy"}
 CONTROL, FIRST, SECOND = "control", "worker-1", "worker-2"
@@ -20,7 +21,7 @@ NODES = [CONTROL, FIRST, SECOND]
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def celery(request, target):
     """The celery variant with each broker."""
-    target.install("celery", broker=request.param)
+    target.install(wanted("celery", broker=request.param))
     return target
 
 

@@ -29,7 +29,7 @@ from provision.local.desired import (
 )
 from provision.local.ports import free_port
 from provision.local.supervisor import Program
-from provision.variants import BROKERS, CORE_SERVICES, VARIANTS, wanted
+from provision.variants import BROKERS, CORE_SERVICES, VARIANTS, wanted, wanted_again
 from provision.workers import Worker, worker_from
 
 HEAVY = Worker("heavy-1", 4, ("heavy", "default"), at_least=1)
@@ -287,6 +287,7 @@ def test_the_installation_file_tells_labs_of_workers_broker_and_flower(home, bro
     document = json.loads(json.dumps(installation_document(home, state)))
     assert document["broker"] == {"kind": broker, "host": "127.0.0.1", "port": state.ports[broker]}
     assert document["flower"] == {"url": f"http://127.0.0.1:{state.ports['flower']}", "user": "lab"}
+    assert wanted_again(document) == state.wanted
     assert [entry.pop("node") for entry in document["workers"]] == ["localhost", "localhost"]
     assert tuple(worker_from(entry) for entry in document["workers"]) == state.wanted.workers
     assert (Installation(document).broker, len(Installation(document).workers)) == (broker, 2)

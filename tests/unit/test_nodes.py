@@ -15,7 +15,7 @@ from provision.nodes.layout import Layout
 from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of, plan
 from provision.secret_store import NAMES
 from provision.topology import Cluster, Node
-from provision.variants import VARIANTS, wanted
+from provision.variants import VARIANTS, wanted, wanted_again
 from provision.workers import Worker
 
 CLUSTER = Cluster(
@@ -212,6 +212,23 @@ def test_secrets_are_in_no_unit_and_in_no_file_that_others_can_read(asked):
                 assert file.mode != "0640" or (file.owner, file.group) == ("root", "airflow")
     document = json.dumps(installation_document(state, lab_home(), []))
     assert not [name for name, secret in SECRETS.items() if secret in document]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"variant": "sqlite"},
+        {"variant": "postgres", "changes": {"core.parallelism": "4"}},
+        {"variant": "celery"},
+        {"variant": "celery", "broker": "rabbitmq", "ha": True},
+        {"variant": "celery", "workers": [Worker("a", 4, ("x", "y"), at_least=1)]},
+        {"variant": "celery", "workers": []},
+    ],
+    ids=str,
+)
+def test_what_an_installation_file_describes_is_wanted_again_as_it_was(asked):
+    document = json.loads(json.dumps(installation_document(desired(**asked), lab_home(), [])))
+    assert wanted_again(document) == wanted(**asked)
 
 
 def test_nodes_are_asked_with_digests_and_never_with_what_is_in_the_files():

@@ -15,6 +15,7 @@ from provision.variants import (
     check_pairing,
     variant_named,
     wanted,
+    wanted_again,
 )
 from provision.workers import Worker
 
@@ -156,6 +157,22 @@ def test_two_workers_of_one_name_cannot_be_wanted():
 def test_a_worker_cannot_have_the_name_of_a_service(name):
     with pytest.raises(UsageError, match=f"A worker cannot be called {name}: that is the name of a service"):
         wanted("celery", workers=[Worker("worker-1"), Worker(name)])
+
+
+def test_an_installation_from_before_there_was_celery_is_wanted_again():
+    assert wanted_again({"variant": "postgres", "changes": {"core.x": "1"}}) == wanted("postgres", {"core.x": "1"})
+
+
+@pytest.mark.parametrize("workers", [[], [Worker("heavy-1", 1, ("heavy",))]], ids=str)
+def test_an_installation_is_wanted_again_with_other_workers(workers):
+    entry = {"name": "worker-1", "concurrency": 2, "queues": ["default"], "at_least": None, "node": "here"}
+    document = {"variant": "celery", "changes": {}, "broker": {"kind": "rabbitmq"}, "workers": [entry]}
+    assert wanted_again(document, workers) == wanted("celery", {}, "rabbitmq", workers)
+
+
+def test_workers_are_not_wanted_again_where_there_is_no_celery():
+    with pytest.raises(UsageError, match="has neither a broker nor workers"):
+        wanted_again({"variant": "postgres", "changes": {}, "broker": None, "workers": []}, [Worker("worker-1")])
 
 
 def test_an_unknown_variant_cannot_be_wanted():
