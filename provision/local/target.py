@@ -15,8 +15,8 @@ import psutil
 
 from provision import airflow, environments
 from provision.errors import ProvisionError, UsageError
-from provision.fleet import Fleet
 from provision.home import ROOM_TO_RUN_MIB, LabHome, read_json, require_room, write_private
+from provision.installed_fleet import InstalledFleet
 from provision.local import postgres
 from provision.local.converge import SETTINGS_CHANGED, STORES, Converge, clean_environment
 from provision.local.desired import NODE, Desired, broker_url, desired_state, installation_document
@@ -27,7 +27,7 @@ from provision.lock import exclusive
 from provision.pins import airflow_version
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.variants import Wanted, wanted_again
-from provision.workers import Worker, listed_workers
+from provision.workers import Worker
 
 # Where DAG files of the user go when an installation is removed.
 KEPT = "kept-dags"
@@ -50,7 +50,7 @@ class LocalTarget:
 
     def __init__(self, home: LabHome) -> None:
         self.home = home
-        self._fleets: dict[str, Fleet] = {}
+        self._celery = InstalledFleet(self.installed, self._broker_url, "fab install celery")
 
     # -- what the interface promises ------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class LocalTarget:
             installed = self.installed()
             if installed is None:
                 raise ProvisionError("No variant is installed here.", "fab install celery")
-            before = self._workers()
+            before = self._celery.workers()
             if not self._running():
                 raise ProvisionError("Airflow is stopped.", wanted_again(installed, before).command())
             desired = self._desired(wanted_again(installed, workers))
@@ -146,23 +146,18 @@ class LocalTarget:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
-        if self._broker():
-            return self._fleet().in_hand(self._workers())
+        if self._celery.broker():
+            return self._celery.tasks_in_hand()
         scheduler = self._running().get("scheduler")
         return busy_local_workers(scheduler) if scheduler else None
 
     def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
         """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
-        queues = {queue for worker in self._workers() for queue in worker.queues} | set(also)
-        return self._fleet().waiting(sorted(queues)) if self._broker() else {}
+        return self._celery.messages_waiting(also)
 
     def workers_seen(self) -> dict[str, dict[str, Any]]:
         """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
-        names = [worker.name for worker in self._workers()]
-        queues, concurrency = self._fleet().queues(names), self._fleet().concurrency(names)
-        return {
-            name: {"concurrency": concurrency[name], "queues": queues[name]} for name in names if name in queues and name in concurrency
-        }
+        return self._celery.workers_seen()
 
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
@@ -198,13 +193,7 @@ class LocalTarget:
         if supervisor is None or not started:
             raise ProvisionError("Nothing is installed here.", "fab install VARIANT")
         require_alive(self.home, supervisor, [name for name in started if name not in set(but)])
-        memory = self._fleet().memory() if self._broker() else None
-        if memory and memory[1] and memory[0] >= memory[1]:
-            raise ProvisionError(
-                f"The broker's memory is full: {memory[0] / 2**20:.0f} of {memory[1] / 2**20:.0f} MiB; it refuses new messages, "
-                "and Airflow fails the tasks that it cannot send.",
-                "fab destroy, then fab install celery, which begins with an empty broker",
-            )
+        self._celery.require_room("fab destroy, then fab install celery, which begins with an empty broker")
 
     def logs(self, service: str, lines: int = 50) -> str:
         """Return the last lines that a service printed; raises UsageError for one that has no log."""
@@ -263,20 +252,8 @@ class LocalTarget:
         except (OSError, ValueError):
             return {}
 
-    def _broker(self) -> str:
-        return ((self.installed() or {}).get("broker") or {}).get("kind", "")
-
-    def _workers(self) -> tuple[Worker, ...]:
-        return listed_workers((self.installed() or {}).get("workers") or [])
-
-    def _fleet(self) -> Fleet:
-        broker = (self.installed() or {}).get("broker")
-        if not broker:
-            raise UsageError("The installed variant has no Celery workers.", "fab install celery")
-        url = broker_url(broker["kind"], {broker["kind"]: broker["port"]}, self._secrets()["broker_password"])
-        if self._fleets.get(url) is None:
-            self._fleets = {url: Fleet(url)}
-        return self._fleets[url]
+    def _broker_url(self, broker: Mapping[str, Any]) -> str:
+        return broker_url(broker["kind"], {broker["kind"]: broker["port"]}, self._secrets()["broker_password"])
 
     # -- apply ----------------------------------------------------------------------------------
 
@@ -285,12 +262,13 @@ class LocalTarget:
 
     def _require_nothing_left_in_broker(self, asked: Wanted, report: Report) -> None:
         """Raise ProvisionError if task messages wait in a broker whose place another one is to take: nobody would find them there."""
-        before = self._broker()
+        before = self._celery.broker()
         if not before or not asked.broker or before == asked.broker:
             return
         try:
             waiting = {queue: count for queue, count in self.messages_waiting().items() if count}
-            held = {name: count for name, count in self._fleet().reserved(worker.name for worker in self._workers()).items() if count}
+            reserved = self._celery.fleet().reserved(worker.name for worker in self._celery.workers())
+            held = {name: count for name, count in reserved.items() if count}
         except ProvisionError:
             report(f"{before} does not say whether task messages wait in it; tasks whose messages do will stay queued")
             return
@@ -339,7 +317,7 @@ class LocalTarget:
         A worker that was restarted and answers goes on. One that was there and should be, but did not come back,
         stays listed, so that whoever uses the installation is told that it has ended.
         """
-        desired, listed = converge.desired, {worker.name: worker for worker in self._workers()}
+        desired, listed = converge.desired, {worker.name: worker for worker in self._celery.workers()}
         converge.supervisor.stop([name for name in self._started_since(before) if not self._came_back(name, before)],
                                  patience_s=QUICK_STOP_S)  # fmt: skip
         states = converge.supervisor.states()
@@ -356,7 +334,7 @@ class LocalTarget:
         if name not in before:
             return False
         try:
-            return name in self._fleet().answering([name])
+            return name in self._celery.fleet().answering([name])
         except ProvisionError:
             return False
 

@@ -11,8 +11,8 @@ from typing import Any
 from provision import airflow, inventory, secret_store
 from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
-from provision.fleet import Fleet
 from provision.home import LabHome, read_json, write_private
+from provision.installed_fleet import InstalledFleet
 from provision.local.processes import IDLE, WORKER_TITLE
 from provision.lock import exclusive
 from provision.machines import Machines
@@ -25,7 +25,7 @@ from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster
 from provision.variants import Wanted, wanted_again
-from provision.workers import Worker, listed_workers
+from provision.workers import Worker
 
 FOLDER = "nodes"
 STATES = {"active": "RUNNING", "activating": "STARTING", "deactivating": "STOPPING", "failed": "FAILED", "inactive": "STOPPED"}
@@ -53,7 +53,7 @@ class NodesTarget:
         self.machines = Machines(self.shared, self.cluster)
         self._nodes: Nodes | None = None
         self._about: About | None = None
-        self._fleets: dict[str, Fleet] = {}
+        self._celery = InstalledFleet(self.installed, self._broker_url, f"fab install celery --target {self.name}")
 
     # -- the interface of every target ------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class NodesTarget:
             desired = self._desired(asked)
             converge = self._converge(desired)
             steps = converge.plan()
-            names = {worker.name for worker in (*self._workers(), *asked.workers)}
+            names = {worker.name for worker in (*self._celery.workers(), *asked.workers)}
             others = [step for step in steps if step.name not in names and step.action in ("stop", "start", "restart", "migrate", "build")]
             if others:
                 raise ProvisionError(
@@ -141,8 +141,8 @@ class NodesTarget:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
-        if self._broker():
-            return self._fleet().in_hand(self._workers())
+        if self._celery.broker():
+            return self._celery.tasks_in_hand()
         scheduler = self._pids().get(self.cluster.control.name, {}).get("scheduler")
         titles = self._control.call("titles_below", pid=scheduler) if scheduler else []
         workers = [title for title in titles if title.startswith(WORKER_TITLE)]
@@ -150,16 +150,11 @@ class NodesTarget:
 
     def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
         """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
-        queues = {queue for worker in self._workers() for queue in worker.queues} | set(also)
-        return self._fleet().waiting(sorted(queues)) if self._broker() else {}
+        return self._celery.messages_waiting(also)
 
     def workers_seen(self) -> dict[str, dict[str, Any]]:
         """Return what each worker that answers says of itself: its `concurrency` and its `queues`, by name."""
-        names = [worker.name for worker in self._workers()]
-        queues, concurrency = self._fleet().queues(names), self._fleet().concurrency(names)
-        return {
-            name: {"concurrency": concurrency[name], "queues": queues[name]} for name in names if name in queues and name in concurrency
-        }
+        return self._celery.workers_seen()
 
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows of a query on the metadata database, every value as text; only for PostgreSQL."""
@@ -198,13 +193,7 @@ class NodesTarget:
                 raise ProvisionError(
                     f"{service} on {node} ended. The end of its log:\n{self.logs(service, 10)}", f"fab logs {service} --target {self.name}"
                 )
-        memory = self._fleet().memory() if self._broker() else None
-        if memory and memory[1] and memory[0] >= memory[1]:
-            raise ProvisionError(
-                f"The broker's memory is full: {memory[0] / 2**20:.0f} of {memory[1] / 2**20:.0f} MiB; it refuses new messages, "
-                "and Airflow fails the tasks that it cannot send.",
-                f"fab logs redis --target {self.name}",
-            )
+        self._celery.require_room(f"fab logs redis --target {self.name}")
 
     def logs(self, service: str, lines: int = 50) -> str:
         """Return the last lines that a service printed; raises UsageError for one that there is not."""
@@ -332,7 +321,7 @@ class NodesTarget:
             for name, worker in state.workers.items()
             if str(self.layout.worker_file(name)) not in facts[node]["files"]
         }
-        known = {worker.name: worker for worker in self._workers()} | changed
+        known = {worker.name: worker for worker in self._celery.workers()} | changed
         units = [self.layout.unit(name) for name in known]
         states = self.nodes.each(lambda node: node.call("states", units=units))
         active = {unit for seen in states.values() for unit, state in seen.items() if state["active"] == "active"}
@@ -368,18 +357,6 @@ class NodesTarget:
             raise ProvisionError("No variant is installed on the nodes.", f"fab install VARIANT --target {self.name}")
         return installed
 
-    def _broker(self) -> str:
-        return ((self.installed() or {}).get("broker") or {}).get("kind", "")
-
-    def _workers(self) -> tuple[Worker, ...]:
-        return listed_workers((self.installed() or {}).get("workers") or [])
-
-    def _fleet(self) -> Fleet:
-        broker = (self.installed() or {}).get("broker")
-        if not broker:
-            raise UsageError("The installed variant has no Celery workers.", f"fab install celery --target {self.name}")
+    def _broker_url(self, broker: Mapping[str, Any]) -> str:
         password = secret_store.load_or_create(self.home)["broker_password"]
-        url = stores.broker_url(broker["kind"], broker["host"], broker["port"], password)
-        if self._fleets.get(url) is None:
-            self._fleets = {url: Fleet(url)}
-        return self._fleets[url]
+        return stores.broker_url(broker["kind"], broker["host"], broker["port"], password)

@@ -173,7 +173,7 @@ def place(home, monkeypatch) -> LocalTarget:
     place.standin = supervisor
     monkeypatch.setattr(place, "_supervisor", lambda: supervisor)
     monkeypatch.setattr(place, "_converge", lambda desired: Converge(home, desired, supervisor))
-    monkeypatch.setattr(place, "_fleet", lambda: Answering())
+    monkeypatch.setattr(place._celery, "fleet", lambda: Answering())
     monkeypatch.setattr(place, "require_alive", lambda but=(): None)
     return place
 
@@ -288,7 +288,7 @@ class Broker:
     ],
 )
 def test_a_broker_in_which_messages_wait_is_not_replaced(place, monkeypatch, broker, asked, said):
-    monkeypatch.setattr(place, "_fleet", lambda: broker)
+    monkeypatch.setattr(place._celery, "fleet", lambda: broker)
     reported: list[str] = []
     request = wanted("celery", broker=asked)
     if said:
@@ -301,5 +301,5 @@ def test_a_broker_in_which_messages_wait_is_not_replaced(place, monkeypatch, bro
 
 
 def test_another_variant_leaves_messages_where_they_are(place, monkeypatch):
-    monkeypatch.setattr(place, "_fleet", lambda: Broker({"default": 3}))
+    monkeypatch.setattr(place._celery, "fleet", lambda: Broker({"default": 3}))
     place._require_nothing_left_in_broker(wanted("sqlite"), pytest.fail)
