@@ -28,6 +28,10 @@ class Placement:
     database_url: str
     broker_url: str = ""
     flower_port: int = 0
+    passwords_folder: Path | None = None
+    kubeconfig: str = ""
+    pod_template: str = ""
+    pod_image: str = ""
 
     @property
     def api_url(self) -> str:
@@ -35,7 +39,7 @@ class Placement:
 
     @property
     def passwords_file(self) -> Path:
-        return self.airflow_home / "passwords.json"
+        return (self.passwords_folder or self.airflow_home) / "passwords.json"
 
 
 @dataclass(frozen=True)

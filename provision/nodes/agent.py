@@ -15,6 +15,8 @@ import pwd
 import re
 import shutil
 import socket
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -28,6 +30,10 @@ STARTED = "/run/airflow-labs"
 BEAT_S = 10
 MIRROR_S = 10
 POLICY, POLICY_MARK = "/usr/sbin/policy-rc.d", "# while Airflow Executor Labs install packages"
+ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
+APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
+# A machine that is new upgrades itself, with as many packages as its box is old.
+APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -96,6 +102,8 @@ def about() -> dict[str, Any]:
 
 def facts(
     packages: list[str],
+    user: str,
+    folders: dict[str, dict],
     files: dict[str, dict],
     unwanted: list[str],
     units: list[str],
@@ -111,6 +119,8 @@ def facts(
     """
     return {
         "packages": missing_packages(packages),
+        "user": user_numbers(user),
+        "folders": [path for path, wanted in folders.items() if not _is_folder_as(path, wanted)],
         "files": [path for path, wanted in files.items() if not _is_as(path, wanted)],
         "unwanted": [path for path in unwanted if os.path.exists(path)],
         "units": {unit: unit_state(unit) for unit in units},
@@ -159,6 +169,24 @@ def _is_as(path: str, wanted: dict[str, Any]) -> bool:
         )  # fmt: skip
     except (OSError, KeyError):
         return False
+
+
+def _is_folder_as(path: str, wanted: dict[str, Any]) -> bool:
+    try:
+        status = os.lstat(path)
+        found = (stat.S_IMODE(status.st_mode), pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name)
+        return stat.S_ISDIR(status.st_mode) and found == (int(wanted["mode"], 8), wanted["owner"], wanted["group"])
+    except (OSError, KeyError):
+        return False
+
+
+def user_numbers(name: str) -> list[int]:
+    """Return the numbers of a user and its group; empty if there is none of that name."""
+    try:
+        entry = pwd.getpwnam(name)
+        return [entry.pw_uid, entry.pw_gid]
+    except KeyError:
+        return []
 
 
 def unit_state(unit: str) -> dict[str, Any]:
@@ -366,12 +394,51 @@ def trust(text: str) -> None:
         run(["update-ca-certificates"])
 
 
-def make_user(name: str, home: str) -> None:
-    """Make a system user that nobody can log in as."""
+def make_user(name: str, number: int, home: str) -> None:
+    """Make a system user that nobody can log in as, with this number and a group of its own with the same; one that is there stays as it is."""
+    if user_numbers(name):
+        return
+    _require_free(name, number)
+    # The group first, and apart: one that an interrupted run left is no error.
+    if not _has(grp.getgrnam, name):
+        run(["groupadd", "--system", "--gid", str(number), name])
+    about = ["--home-dir", home, "--no-create-home", "--shell", "/usr/sbin/nologin"]
+    run(["useradd", "--system", "--uid", str(number), "--gid", name, *about, name])
+
+
+def renumber_user(name: str, number: int, folders: list[str]) -> None:
+    """Give a user and its group another number, and what was theirs below `folders` (patterns) to it; nothing of it may run."""
+    user, group = user_numbers(name)
+    _require_free(name, number)
+    if busy := [_title(pid) for pid in _processes() if _uid(pid) == user]:
+        raise Failure(f"The user {name} cannot get the number {number}: {len(busy)} of its processes run, for example: {busy[0]}.", ANEW)
+    # Files before the user: until then the old numbers are known, and an interrupted run can be repeated.
+    for folder in (path for pattern in folders for path in glob.glob(pattern)):
+        run(["chown", "-R", "-h", f"--from={user}", str(number), folder])
+        run(["chown", "-R", "-h", f"--from=:{group}", f":{number}", folder])
+    run(["groupmod", "--gid", str(number), name])
+    run(["usermod", "--uid", str(number), name])
+
+
+def _require_free(name: str, number: int) -> None:
+    """Raise Failure if a user or group of another name has the number."""
+    for kind, table in (("user", pwd.getpwuid), ("group", grp.getgrgid)):
+        if (other := _has(table, number)) and other[0] != name:
+            raise Failure(f"The {kind} {other[0]} has the number {number}, which {name} should have.", ANEW)
+
+
+def _has(table: Callable[[Any], Any], key: Any) -> Any:
     try:
-        pwd.getpwnam(name)
+        return table(key)
     except KeyError:
-        run(["useradd", "--system", "--user-group", "--home-dir", home, "--no-create-home", "--shell", "/usr/sbin/nologin", name])
+        return None
+
+
+def _uid(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return -1
 
 
 def make_folders(folders: dict[str, dict[str, str]]) -> None:
@@ -503,7 +570,7 @@ OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
         about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, install_packages,
-        trust, make_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
+        trust, make_user, renumber_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
     )
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ from provision.fleet import Fleet
 from provision.home import LabHome
 from provision.nodes import stores
 from provision.nodes.desired import Desired, RemoteFile, worker_text
-from provision.nodes.layout import POSTGRES_PORT, USER
-from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
+from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
+from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, RENUMBER, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
 from provision.nodes.session import Nodes, Session
 from provision.readiness import ApiHealth, Ready, flower_answers
 
@@ -43,6 +43,7 @@ class Converge:
         """Do what `plan` returned; raises ProvisionError with the failures of all nodes."""
         self._prepare(steps, report)
         self._stop(steps, report)
+        self._renumber(steps, report)
         self._write(steps, report)
         self._start_stores(steps, report)
         self._migrate(steps, report)
@@ -77,28 +78,9 @@ class Converge:
         node.call("stop", units=list(DISTRIBUTIONS_OWN))
 
     def _make_folders(self, node: Session) -> None:
-        layout = self.desired.layout
-        node.call("make_user", name=USER, home=str(layout.airflow_home))
-        own, read_only = {"owner": USER, "group": USER, "mode": "0750"}, {"owner": "root", "group": USER, "mode": "0750"}
-        folders = {
-            str(layout.software): {"owner": "root", "group": "root", "mode": "0755"},
-            # Stores of other users have their files here, too.
-            str(layout.configuration): {"owner": "root", "group": "root", "mode": "0755"},
-            str(layout.configuration / "workers"): read_only,
-            str(layout.airflow_home): own,
-            str(layout.airflow_home / "logs"): own,
-            str(layout.airflow_home / "config"): read_only,
-            str(layout.airflow_home / "sqlite"): own,
-            str(layout.migrated): read_only,
-            str(layout.dags): read_only,
-            str(layout.specs): read_only,
-            str(layout.bytecode): own,
-        }
-        if node is self.control:
-            users = {"postgres": stores.POSTGRES_FOLDER, "redis": stores.REDIS_DATA, "rabbitmq": stores.RABBITMQ_DATA}
-            needed = {unit.service for unit in self.desired.nodes[node.name].units}
-            folders |= {path: {"owner": user, "group": user, "mode": "0700"} for user, path in users.items() if user in needed}
-        node.call("make_folders", folders=folders)
+        node.call("make_user", name=USER, number=USER_NUMBER, home=str(self.desired.layout.airflow_home))
+        folders = self.desired.nodes[node.name].folders
+        node.call("make_folders", folders={path: folder.document for path, folder in folders.items()})
 
     def _build(self, node: Session, house: Path, report: Report) -> None:
         remote = str(self.desired.layout.software / "wheelhouse")
@@ -138,6 +120,14 @@ class Converge:
         self.nodes.each(
             lambda node: self._forget([step.name for step in gone if step.node == node.name], node), sorted({s.node for s in gone})
         )
+
+    def _renumber(self, steps: list[Step], report: Report) -> None:
+        chosen = [step.node for step in steps if step.action == RENUMBER]
+        if chosen:
+            report(f"giving the user {USER} the number {USER_NUMBER} on {', '.join(chosen)}")
+            # Of every installation on the node: they share the user.
+            folders = [f"{layout}*" for layout in (Layout().airflow_home, Layout().configuration, Layout().bytecode)]
+            self.nodes.each(lambda node: node.call("renumber_user", name=USER, number=USER_NUMBER, folders=folders), chosen)
 
     def _forget(self, services: Collection[str], node: Session) -> None:
         layout = self.desired.layout

@@ -48,6 +48,20 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
+class RemoteFolder:
+    """One folder of a node."""
+
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0755"
+
+    @property
+    def document(self) -> dict[str, str]:
+        """What the node is told to make, and asked to compare with."""
+        return {"owner": self.owner, "group": self.group, "mode": self.mode}
+
+
+@dataclass(frozen=True)
 class About:
     """What has to be known of the nodes before anything can be planned; the same on all of them."""
 
@@ -73,6 +87,7 @@ class NodeState:
     packages: list[str]
     files: dict[str, RemoteFile]
     units: list[Unit]
+    folders: dict[str, RemoteFolder] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     unwanted: list[str] = field(default_factory=list)
 
@@ -140,6 +155,7 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
         database_url=_database_url(wanted, cluster, layout, secrets),
         broker_url=stores.broker_url(wanted.broker, control.address, _broker_port(layout, wanted.broker), secrets["broker_password"]),
         flower_port=layout.port(FLOWER_PORT) if "flower" in variant.services else 0,
+        passwords_folder=Path(layout.passwords),
     )
     environment = airflow.render_environment(variant, placement, secrets, wanted.changes)
     local_settings = "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
@@ -171,7 +187,7 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
         packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
-        nodes[node.name] = NodeState(node, packages, files, own, here, unwanted)
+        nodes[node.name] = NodeState(node, packages, files, own, _folders(layout, own), here, unwanted)
     return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes)
 
 
@@ -184,7 +200,29 @@ def worker_text(worker: Worker) -> RemoteFile:
 def _files_of_any_variant(layout: Layout, placement: Placement) -> list[str]:
     """Return the files that only some nodes of some variants have: what holds a password must not outlive its use."""
     names = ("postgresql.conf", "pg_hba.conf", "redis.conf", "rabbitmq.conf", "rabbitmq.env", "rabbitmq-plugins", "haproxy.cfg")
-    return [str(placement.passwords_file), *(f"{layout.configuration}/{name}" for name in names)]
+    earlier = f"{layout.airflow_home}/passwords.json"
+    return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names)]
+
+
+def _folders(layout: Layout, own: Collection[Unit]) -> dict[str, RemoteFolder]:
+    """Return the folders of a node, outer ones first; root writes into none that belongs to Airflow's user."""
+    written, read_only = RemoteFolder(USER, USER, "0750"), RemoteFolder("root", USER, "0750")
+    services = {unit.service for unit in own}
+    folders = {
+        layout.software: RemoteFolder(),
+        # Stores of other users have their files here, too.
+        layout.configuration: RemoteFolder(),
+        layout.configuration / "workers": read_only,
+        layout.passwords: read_only,
+        layout.airflow_home: read_only,
+        layout.airflow_home / "config": read_only,
+        layout.migrated: read_only,
+        layout.dags: read_only,
+        layout.specs: read_only,
+        **dict.fromkeys(layout.written, written),
+        **{PurePosixPath(stores.FOLDERS[name]): RemoteFolder(name, name, "0700") for name in STORES if name in services},
+    }
+    return {str(path): folder for path, folder in folders.items()}
 
 
 def _broker_port(layout: Layout, broker: str) -> int:
@@ -210,6 +248,8 @@ def _common_files(layout: Layout, environment: Mapping[str, str], local_settings
         config / "lab_worker_name.py": (FILES / "lab_worker_name.py").read_text(),
         layout.dags / "probes.py": (dags / "probes.py").read_text(),
         layout.environment_file: airflow.render_environment_file(environment),
+        # Airflow would make one itself, and may not write here.
+        layout.airflow_home / "airflow.cfg": f"# Every setting is in {layout.environment_file}.\n",
     }
     return {str(path): RemoteFile(text) for path, text in texts.items()}
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 USER = "airflow"
+# The same on every node, and that of the user in Airflow's own images: files that both write belong to one owner.
+USER_NUMBER = 50000
 # Behind HAProxy, which then has the first port, API servers listen on the second.
 API_PORT, BACKEND_PORT, FLOWER_PORT, REDIS_PORT, RABBITMQ_PORT, POSTGRES_PORT, LOGS_PORT = 8080, 8081, 5555, 6379, 5672, 5432, 8793
 
@@ -38,6 +40,11 @@ class Layout:
         return self.configuration / "airflow.env"
 
     @property
+    def passwords(self) -> PurePosixPath:
+        """Folder of the one file there that a service opens for writing."""
+        return self.configuration / "api"
+
+    @property
     def airflow_home(self) -> PurePosixPath:
         return PurePosixPath("/var/lib") / self.name
 
@@ -48,6 +55,11 @@ class Layout:
     @property
     def specs(self) -> PurePosixPath:
         return self.dags / "specs"
+
+    @property
+    def logs(self) -> PurePosixPath:
+        """Folder of the logs of tasks."""
+        return self.airflow_home / "logs"
 
     @property
     def sqlite_file(self) -> PurePosixPath:
@@ -75,6 +87,11 @@ class Layout:
     def bytecode(self) -> PurePosixPath:
         """Compiled modules: the environment belongs to root, and what runs there may not write into it."""
         return PurePosixPath("/var/cache/airflow-labs")
+
+    @property
+    def written(self) -> tuple[PurePosixPath, ...]:
+        """The folders that belong to Airflow's user; root writes into none of them."""
+        return self.logs, self.sqlite_file.parent, self.bytecode
 
     def port(self, base: int) -> int:
         """Return the port of this installation for a service whose first installation listens on `base`."""

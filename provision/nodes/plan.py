@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from provision.nodes.desired import LOG_SERVER, Desired, NodeState, worker_text
+from provision.nodes.layout import USER, USER_NUMBER
 from provision.target import Change
 
 CHRONY = "/etc/chrony/conf.d/airflow-labs.conf"
@@ -16,6 +17,7 @@ DISTRIBUTIONS_OWN = (
     "redis-server.service", "rabbitmq-server.service", "postgresql.service", "haproxy.service", "epmd.socket", "epmd.service",
 )  # fmt: skip
 OWN_SERVICES = frozenset({"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "haproxy"})
+RENUMBER = "renumber"
 # In which order services are stopped; they start the other way round.
 WORKERS, SERVICES, STORES = "workers", "services", "stores"
 
@@ -41,6 +43,8 @@ def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
     files |= {str(desired.layout.worker_file(name)): worker_text(worker).wanted for name, worker in state.workers.items()}
     return {
         "packages": state.packages,
+        "user": USER,
+        "folders": {path: folder.document for path, folder in state.folders.items()},
         "files": files,
         "unwanted": state.unwanted,
         "units": [unit.name for unit in state.units],
@@ -67,6 +71,9 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
     node, steps = state.node.name, []
     if facts["packages"]:
         steps.append(Step(node, "install", "packages", ", ".join(facts["packages"])))
+    steps += _user_steps(node, facts["user"])
+    if facts["folders"]:
+        steps.append(Step(node, "make", "folders", _shown(facts["folders"])))
     if not facts["environment"]:
         steps.append(Step(node, "build", "environment", f"{desired.environment_path.name} is not there"))
     worker_files = {str(desired.layout.worker_file(name)): name for name in state.workers}
@@ -75,8 +82,7 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
         service = unit.removeprefix(desired.layout.unit_prefix).removesuffix(".service")
         steps.append(Step(node, "stop", service, "not part of the variant"))
     if stale:
-        shown = ", ".join(path.rsplit("/", 1)[-1] for path in stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else "")
-        steps.append(Step(node, "write", "files", shown))
+        steps.append(Step(node, "write", "files", _shown(stale)))
     if facts["distribution"]:
         why = f"{', '.join(facts['distribution'])} would run beside the labs' own"
         steps.append(Step(node, "disable", "the distribution's servers", why))
@@ -86,15 +92,30 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
         shown = ", ".join(path.rsplit("/", 1)[-1] for path in facts["unwanted"])
         steps.append(Step(node, "remove", "files", f"{shown}: not part of the variant"))
     resized = {worker_files[path] for path in facts["files"] if path in worker_files}
+    renumbered = any(step.action == RENUMBER for step in steps)
     for unit in state.units:
         seen = facts["units"][unit.name]
         if seen["active"] != "active":
             steps.append(Step(node, "start", unit.service, "not running" if not seen["sub"] else f"not running: {seen['sub']}"))
         elif seen["digest"] != unit.digest:
             steps.append(Step(node, "restart", unit.service, "its settings changed"))
+        elif renumbered and unit.user == USER:
+            steps.append(Step(node, "restart", unit.service, f"the user {USER} gets another number"))
         elif unit.service in resized:
             steps.append(Step(node, "resize", unit.service, f"becomes {state.workers[unit.service]}"))
     return steps
+
+
+def _user_steps(node: str, seen: Sequence[int]) -> list[Step]:
+    if not seen:
+        return [Step(node, "make", f"user {USER}", "it is not there")]
+    if list(seen) != [USER_NUMBER, USER_NUMBER]:
+        return [Step(node, RENUMBER, f"user {USER}", f"its number and its group's are {seen[0]} and {seen[1]}, not {USER_NUMBER}")]
+    return []
+
+
+def _shown(paths: Sequence[str]) -> str:
+    return ", ".join(path.rsplit("/", 1)[-1] for path in paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 def kind_of(desired: Desired, service: str) -> str:

@@ -15,6 +15,8 @@ from provision.topology import Cluster
 
 DATABASE = ROLE = "airflow"
 POSTGRES_FOLDER, REDIS_DATA, RABBITMQ_DATA = "/var/lib/airflow-postgres", "/var/lib/airflow-redis", "/var/lib/airflow-rabbitmq"
+# By the name of the store, which its user has, too.
+FOLDERS = {"postgres": POSTGRES_FOLDER, "redis": REDIS_DATA, "rabbitmq": RABBITMQ_DATA}
 POSTGRES_DATA = f"{POSTGRES_FOLDER}/data"
 REDIS_MEMORY_MIB = 64
 # What a distribution's release calls current; others have it under another number.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from provision import airflow
 from provision.airflow import Service
@@ -43,11 +44,19 @@ class Unit:
         """Where the text goes."""
         return f"/etc/systemd/system/{self.name}"
 
+    @property
+    def user(self) -> str:
+        """The user that the service runs as."""
+        return next(line.removeprefix("User=") for line in self.text.splitlines() if line.startswith("User="))
+
 
 def airflow_unit(layout: Layout, service: Service, environment: Mapping[str, str], after: Sequence[str], binary: str = "airflow") -> Unit:
     """Return the unit of one of Airflow's own processes."""
     command = " ".join([str(layout.current / "bin" / binary), *service.arguments])
-    body = _airflow_body(layout, command) + ["Restart=on-failure", "RestartSec=5", "TimeoutStopSec=10"]
+    # Its authentication manager opens the file with the passwords for writing, though it changes nothing
+    # (airflow/api_fastapi/auth/managers/simple/simple_auth_manager.py, 3.3.2).
+    writable = [layout.passwords] if service.name.startswith("api-server") else []
+    body = _airflow_body(layout, command, writable) + ["Restart=on-failure", "RestartSec=5", "TimeoutStopSec=10"]
     return _unit(layout, service.name, service.purpose, body, airflow.service_digest(service, environment), after)
 
 
@@ -82,7 +91,7 @@ def store_unit(
     return _unit(layout, name, purpose, body, _digest(*sorted(files.values())), ())
 
 
-def _airflow_body(layout: Layout, command: str) -> list[str]:
+def _airflow_body(layout: Layout, command: str, writable: Sequence[PurePosixPath] = ()) -> list[str]:
     return [
         f"User={USER}",
         f"Group={USER}",
@@ -96,7 +105,7 @@ def _airflow_body(layout: Layout, command: str) -> list[str]:
         # Only the main process is told to end: Celery's finishes its tasks first, and a scheduler ends its own.
         "KillMode=mixed",
         *HARDENING,
-        f"ReadWritePaths={layout.airflow_home} {layout.bytecode}",
+        f"ReadWritePaths={' '.join(map(str, (*layout.written, *writable)))}",
     ]
 
 

@@ -331,3 +331,18 @@ def test_every_lab_passes_on_the_nodes_as_it_does_on_one_machine(target):
     per_node = by_lab["07-celery"]["tasks_per_node"]
     assert per_node["control"] == 0
     assert min(per_node["worker-1"], per_node["worker-2"]) > 0
+
+
+def test_a_user_that_has_another_number_gets_the_right_one_with_its_files(target):
+    target.install(wanted("celery"))
+    # As an earlier release left a node: a number that useradd chose, and a home that belongs to the services.
+    on_node(target, "worker-2", "systemctl", "stop", "airflow-worker-2.service", "airflow-log-server-worker-2.service")
+    on_node(target, "worker-2", "usermod", "--uid", "990", "airflow")
+    on_node(target, "worker-2", "groupmod", "--gid", "990", "airflow")
+    on_node(target, "worker-2", "sh", "-c", "chown -R airflow:airflow /var/lib/airflow-labs /var/cache/airflow-labs")
+    done = actions(target.install(wanted("celery")))
+    assert {("renumber", "user airflow"), ("make", "folders"), ("write", "files"), ("start", "worker-2")} <= done
+    assert on_node(target, "worker-2", "id", "airflow")["out"].split()[:2] == ["uid=50000(airflow)", "gid=50000(airflow)"]
+    assert not on_node(target, "worker-2", "find", "/var/lib", "/var/cache", "/etc", "-xdev", "-nouser", "-o", "-nogroup")["out"]
+    assert target.install(wanted("celery")) == []
+    succeed(target)

@@ -65,13 +65,17 @@ def test_files_with_secrets_can_be_read_only_by_those_who_need_them(celery, host
     for node in NODES:
         environment = hosts[node].file("/etc/airflow-labs/airflow.env")
         assert (environment.user, environment.group, environment.mode) == ("root", "airflow", 0o640)
-        assert hosts[node].file("/var/lib/airflow-labs").mode == 0o750
+        home = hosts[node].file("/var/lib/airflow-labs")
+        assert (home.user, home.group, home.mode) == ("root", "airflow", 0o750)
+        theirs = hosts[node].run("find /etc/airflow-labs /var/lib/airflow-labs -mindepth 1 -maxdepth 2 -user airflow").stdout.split()
+        own = {"/etc/airflow-labs/api/passwords.json"} if node == CONTROL else set()
+        assert {path for path in theirs if "/logs/" not in path} == {"/var/lib/airflow-labs/logs", "/var/lib/airflow-labs/sqlite"} | own
         assert not hosts[node].run("find /etc/airflow-labs /etc/systemd/system -perm -o+w -not -type l").stdout
-    passwords = hosts[CONTROL].file("/var/lib/airflow-labs/passwords.json")
+    passwords = hosts[CONTROL].file("/etc/airflow-labs/api/passwords.json")
     assert (passwords.user, passwords.mode) == ("airflow", 0o600)
     kind = celery.installed()["broker"]["kind"]
     assert hosts[CONTROL].file(f"/etc/airflow-labs/{kind}.conf").mode == 0o600
-    assert not hosts[FIRST].file("/var/lib/airflow-labs/passwords.json").exists
+    assert not hosts[FIRST].file("/etc/airflow-labs/api/passwords.json").exists
 
 
 def test_no_secret_is_in_a_command_line_or_a_unit_or_the_journal(celery, hosts):
@@ -154,11 +158,11 @@ def test_clocks_are_kept_and_their_difference_is_known(celery, hosts):
         assert node["clock_uncertainty_s"] > 0
 
 
-def test_the_user_of_the_services_cannot_log_in(celery, hosts):
+def test_the_user_of_the_services_cannot_log_in_and_has_one_number_everywhere(celery, hosts):
     for node in NODES:
         user = hosts[node].user("airflow")
         assert user.shell == "/usr/sbin/nologin"
-        assert user.uid < 1000
+        assert (user.uid, user.gid) == (50000, 50000)
 
 
 def test_the_distributions_own_servers_do_not_run_beside_ours(celery, hosts):

@@ -11,7 +11,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.nodes import stores
 from provision.nodes.desired import About, Desired, desired_state, installation_document, placed, worker_text
-from provision.nodes.layout import Layout
+from provision.nodes.layout import USER_NUMBER, Layout
 from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of, plan
 from provision.secret_store import NAMES
 from provision.topology import Cluster, Node
@@ -39,11 +39,16 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     """Return the facts of nodes on which everything is as it should be."""
     return {
         name: {
-            "packages": [], "files": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": True,
+            "packages": [], "user": [USER_NUMBER, USER_NUMBER], "folders": [], "files": [], "unwanted": [], "distribution": [],
+            "clock": True, "others": [], "environment": True,
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
     }  # fmt: skip
+
+
+# A node that was never installed, beyond what depends on its variant.
+BARE = {"user": [], "folders": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False}
 
 
 def steps(state: Desired, facts: dict[str, dict], mark: str | None = None) -> set[tuple[str, str, str]]:
@@ -94,7 +99,7 @@ def test_bare_nodes_get_everything():
     state = desired("postgres")
     facts = {
         name: {
-            "packages": node.packages, "files": list(node.files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False,
+            **BARE, "packages": node.packages, "folders": list(node.folders), "files": list(node.files),
             "units": {u.name: {"active": "inactive", "sub": "dead", "digest": "", "pid": 0} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -102,6 +107,7 @@ def test_bare_nodes_get_everything():
     found = steps(state, facts, mark="")
     assert {(node, "install", "packages") for node in facts} <= found
     assert {(node, "build", "environment") for node in facts} <= found
+    assert {(node, "make", what) for node in facts for what in ("user airflow", "folders")} <= found
     assert {("control", "start", name) for name in services(state)["control"]} <= found
     assert ("control", "migrate", "database postgres") in found
 
@@ -110,7 +116,7 @@ def test_a_node_that_was_made_again_is_the_only_one_that_is_repaired():
     state = desired("celery")
     facts = fulfilled(state)
     facts["worker-2"] = {
-        "packages": ["chrony"], "files": list(state.nodes["worker-2"].files), "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False,
+        **BARE, "packages": ["chrony"], "files": list(state.nodes["worker-2"].files),
         "units": {u.name: {"active": "inactive", "sub": "", "digest": "", "pid": 0} for u in state.nodes["worker-2"].units},
     }  # fmt: skip
     assert {node for node, _, _ in steps(state, facts)} == {"worker-2"}
@@ -168,16 +174,52 @@ def test_a_new_password_makes_the_database_be_looked_after():
 
 def test_files_with_passwords_do_not_outlive_their_use():
     state = desired("celery")
-    assert "/var/lib/airflow-labs/passwords.json" in state.nodes["worker-1"].unwanted
-    assert "/var/lib/airflow-labs/passwords.json" not in state.nodes["control"].unwanted
+    assert "/etc/airflow-labs/api/passwords.json" in state.nodes["worker-1"].unwanted
+    assert "/etc/airflow-labs/api/passwords.json" not in state.nodes["control"].unwanted
+    assert "/var/lib/airflow-labs/passwords.json" in state.nodes["control"].unwanted
     assert "/etc/airflow-labs/redis.conf" in desired("postgres").nodes["control"].unwanted
     for other in (desired("celery", ha=True), desired("celery", broker="rabbitmq"), desired("sqlite")):
         for node in other.nodes.values():
             secret = {path for path, file in node.files.items() if file.mode != "0644" and path.startswith("/etc/airflow-labs/")}
-            assert secret - {"/etc/airflow-labs/airflow.env"} <= set(desired("standalone").nodes[node.node.name].unwanted)
+            everywhere = {
+                "/etc/airflow-labs/airflow.env",
+                *({"/etc/airflow-labs/api/passwords.json"} if node.node.name == "control" else ()),
+            }
+            assert secret - everywhere <= set(desired("standalone").nodes[node.node.name].unwanted)
     facts = fulfilled(state)
-    facts["worker-1"]["unwanted"] = ["/var/lib/airflow-labs/passwords.json"]
+    facts["worker-1"]["unwanted"] = ["/etc/airflow-labs/api/passwords.json"]
     assert steps(state, facts) == {("worker-1", "remove", "files")}
+
+
+def test_airflow_owns_nothing_but_what_it_writes():
+    for node in desired("celery", ha=True).nodes.values():
+        theirs = {path for path, folder in node.folders.items() if folder.owner == "airflow"}
+        assert theirs == {"/var/lib/airflow-labs/logs", "/var/lib/airflow-labs/sqlite", "/var/cache/airflow-labs"}
+        assert not [path for path in node.files if path.rpartition("/")[0] in theirs]
+        for unit in (unit for unit in node.units if unit.user == "airflow"):
+            (line,) = [line for line in unit.text.splitlines() if line.startswith("ReadWritePaths=")]
+            own = {"/etc/airflow-labs/api"} if unit.service.startswith("api-server") else set()
+            assert set(line.partition("=")[2].split()) == theirs | own, unit.service
+
+
+def test_a_folder_that_belongs_to_somebody_else_is_a_step():
+    state = desired("postgres")
+    facts = fulfilled(state)
+    facts["worker-1"]["folders"] = ["/var/lib/airflow-labs"]
+    assert steps(state, facts) == {("worker-1", "make", "folders")}
+    assert asked_of(state, state.nodes["worker-1"])["folders"]["/var/lib/airflow-labs"] == {
+        "owner": "root",
+        "group": "airflow",
+        "mode": "0750",
+    }
+
+
+def test_services_of_a_user_with_another_number_are_restarted_with_the_right_one():
+    state = desired("celery")
+    facts = fulfilled(state)
+    facts["control"]["user"] = [999, 997]
+    airflows = {name for name in services(state)["control"] if name not in ("postgres", "redis")}
+    assert steps(state, facts) == {("control", "renumber", "user airflow")} | {("control", "restart", name) for name in airflows}
 
 
 def test_what_an_interrupted_install_left_undone_is_a_step_of_the_next():

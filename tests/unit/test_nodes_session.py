@@ -137,3 +137,53 @@ def test_the_failures_of_all_nodes_are_told_together():
 def test_the_agent_needs_nothing_but_the_standard_library():
     done = subprocess.run([sys.executable, "-S", "-I", str(Path(AGENT))], input="", capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that the agent would run, instead of running them."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(agent, "run", lambda argv, **_: ran.append(argv))
+    return ran
+
+
+def test_a_user_is_made_with_its_number_and_once(commands, monkeypatch):
+    agent.make_user("nobody-of-the-labs", 54321, "/home")
+    assert [argv[0] for argv in commands] == ["groupadd", "useradd"]
+    assert "54321" in commands[0]
+    assert "54321" in commands[1]
+    agent.make_user(ME, 54321, "/home")
+    assert len(commands) == 2
+
+
+def test_a_number_that_belongs_to_somebody_else_is_refused_with_a_way_out(commands):
+    with pytest.raises(agent.Failure, match="The user root has the number 0, which nobody-of-the-labs should have") as error:
+        agent.make_user("nobody-of-the-labs", 0, "/home")
+    assert "fab destroy --target vagrant, then fab up" in error.value.hint
+    assert commands == []
+
+
+def test_a_user_gets_another_number_after_its_files(commands, monkeypatch, tmp_path):
+    monkeypatch.setattr(agent, "user_numbers", lambda name: [999, 997])
+    monkeypatch.setattr(agent, "_processes", dict)
+    (tmp_path / "airflow-labs-2").mkdir()
+    agent.renumber_user("airflow", 54321, [f"{tmp_path}/airflow-labs*"])
+    assert [argv[0] for argv in commands] == ["chown", "chown", "groupmod", "usermod"]
+    assert {argv[-1] for argv in commands[:2]} == {f"{tmp_path}/airflow-labs-2"}
+
+
+def test_a_user_whose_processes_run_keeps_its_number(commands):
+    with pytest.raises(agent.Failure, match=f"The user {ME} cannot get the number 54321: [0-9]+ of its processes run") as error:
+        agent.renumber_user(ME, 54321, [])
+    assert "fab destroy" in error.value.hint
+    assert commands == []
+
+
+def test_a_folder_is_looked_at_by_kind_owner_and_mode(tmp_path):
+    wanted = {"owner": ME, "group": MINE, "mode": "0750"}
+    folder, link, file = tmp_path / "folder", tmp_path / "link", tmp_path / "file"
+    agent.make_folders({str(folder): wanted})
+    link.symlink_to(folder)
+    file.touch(0o750)
+    assert [agent._is_folder_as(str(path), wanted) for path in (folder, link, file, tmp_path / "none")] == [True, False, False, False]
+    assert not agent._is_folder_as(str(folder), {**wanted, "mode": "0755"})
