@@ -6,6 +6,7 @@ It reads one JSON request per line, {"op": name, "args": {…}}, and answers eac
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import grp
 import hashlib
@@ -31,6 +32,9 @@ BEAT_S = 10
 MIRROR_S = 10
 POLICY, POLICY_MARK = "/usr/sbin/policy-rc.d", "# while Airflow Executor Labs install packages"
 ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
+APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
+# A machine that is new upgrades itself, with as many packages as its box is old.
+APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
 APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
 # A machine that is new upgrades itself, with as many packages as its box is old.
 APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
@@ -353,11 +357,52 @@ def require_mirror(proxy: str) -> None:
         )
 
 
+def lock_holder(path: str) -> str:
+    """Return which program has locked a file, without locking it; empty if none has."""
+    layout = "hhqqi"
+    try:
+        with open(path, "rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return ""
+    kind, _, _, _, pid = struct.unpack(layout, answer)
+    if kind == fcntl.F_UNLCK:
+        return ""
+    return f"{read(f'/proc/{pid}/comm').strip() or 'a program'} (process {pid})"
+
+
+def wait_for_apt() -> None:
+    """Return once no other program installs packages or reads the package lists; raises Failure if one never ends."""
+    begun, told = time.monotonic(), 0.0
+    while holder := next(filter(None, map(lock_holder, APT_LOCKS)), ""):
+        now = time.monotonic()
+        if now - begun > APT_WAIT_S:
+            raise Failure(f"{holder} has kept apt locked for {APT_WAIT_S // 60} minutes.",
+                          "let it finish, or end it if it hangs (vagrant ssh), then run the same command again")  # fmt: skip
+        if not told or now - told > APT_SAY_S:
+            told = now
+            say({"progress": f"waiting for {holder}, which uses apt" + (f": {now - begun:.0f} s so far" if now - begun > 1 else "")})
+        time.sleep(APT_LOOK_S)
+
+
+def run_apt(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Return exit code and output of a command that needs apt's locks, once nobody else has them."""
+    deadline = time.monotonic() + APT_WAIT_S
+    while True:
+        wait_for_apt()
+        done = run(command, environment=environment, check=False)
+        # Somebody may have been faster.
+        if not done["code"] or not re.search("Could not get lock|locked by another process", done["err"]) or time.monotonic() > deadline:
+            return done
+        time.sleep(APT_LOOK_S)
+
+
 def install_packages(names: list[str], proxy: str) -> None:
     """Install packages of the distribution; none of their services is started by that."""
     require_mirror(proxy)
+    wait_for_apt()
     environment = {"DEBIAN_FRONTEND": "noninteractive", **({"http_proxy": proxy, "https_proxy": proxy} if proxy else {})}
-    options = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2", "-o", "Dpkg::Options::=--force-confold"]
+    options = ["-o", "Acquire::Retries=2", "-o", "Dpkg::Options::=--force-confold"]
     # One with our mark was left by an install that was cut off.
     own_policy = not os.path.exists(POLICY) or POLICY_MARK in read(POLICY)
     if own_policy:
@@ -367,15 +412,15 @@ def install_packages(names: list[str], proxy: str) -> None:
     try:
         if run(["dpkg", "--audit"], check=False)["out"].strip():
             say({"progress": "finishing an installation that was interrupted"})
-            run(["dpkg", "--configure", "-a", "--force-confold"], environment=environment, check=False)
+            run_apt(["dpkg", "--configure", "-a", "--force-confold"], environment)
         command = ["apt-get", *options, "install", "-y", "-q", "--no-install-recommends", *names]
         say({"progress": f"installing {', '.join(names)}"})
         # The lists may be older than what the mirror still has.
-        first = run(command, environment=environment, check=False)
+        first = run_apt(command, environment)
         if first["code"]:
             say({"progress": "asking the package mirror what there is"})
-            run(["apt-get", *options, "update", "-q"], environment=environment, check=False)
-            last = run(command, environment=environment, check=False)
+            run_apt(["apt-get", *options, "update", "-q"], environment)
+            last = run_apt(command, environment)
             if last["code"]:
                 lines = "\n".join(f"  {line}" for line in last["err"].strip().splitlines()[-6:])
                 raise Failure(f"The packages {', '.join(names)} could not be installed:\n{lines}",
