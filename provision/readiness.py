@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -10,11 +11,20 @@ from datetime import datetime
 from typing import Any
 
 from provision.airflow import API_USER
-from provision.errors import ProvisionError
+from provision.errors import ProvisionError, UsageError
 
 # The DAG that labs/dags/probes.py always defines; it being known proves that DAG files are parsed.
 SMOKE_DAG = "lab_smoke"
+START_VARIABLE = "LAB_START_SECONDS"
 _HEARTBEATS = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+
+
+def start_seconds(default: int) -> int:
+    """Return how long services may take until they are ready: `$LAB_START_SECONDS`, or `default`."""
+    given = os.environ.get(START_VARIABLE) or str(default)
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"{START_VARIABLE} = {given!r} is not a number of seconds.", f"give a whole number, such as {START_VARIABLE}=1800")
+    return int(given)
 
 
 class Ready:

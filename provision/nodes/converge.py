@@ -18,7 +18,7 @@ from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
 from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, RENUMBER, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
 from provision.nodes.session import Nodes, Session
-from provision.readiness import ApiHealth, Ready, flower_answers
+from provision.readiness import START_VARIABLE, ApiHealth, Ready, flower_answers, start_seconds
 
 Report = Callable[[str], None]
 START_SECONDS = 300
@@ -263,14 +263,15 @@ class Converge:
         health.warm_up()
 
     def _wait(self, missing_now: Callable[[], list[str]], report: Report) -> None:
-        deadline, told = time.monotonic() + START_SECONDS, ""
+        patience, told = start_seconds(START_SECONDS), ""
+        deadline = time.monotonic() + patience
         while missing := missing_now():
             self._require_not_failed(missing[0])
             if time.monotonic() > deadline:
                 node, unit = self.desired.unit_of(missing[0])
                 lines = self.nodes[node].call("journal", unit=unit, lines=10)
-                raise ProvisionError(f"{missing[0]} on {node} was not ready within {START_SECONDS} s. The end of its log:\n{_indented(lines)}",
-                                     f"fab logs {missing[0]} --target vagrant")  # fmt: skip
+                raise ProvisionError(f"{missing[0]} on {node} was not ready within {patience} s. The end of its log:\n{_indented(lines)}",
+                                     f"fab logs {missing[0]} --target vagrant; nodes that are only slow need {START_VARIABLE}={2 * patience}")  # fmt: skip
             if ", ".join(missing) != told:
                 told = ", ".join(missing)
                 report(f"waiting for {told}")
