@@ -24,6 +24,8 @@ DOTFILE_VARIABLE = "VAGRANT_DOTFILE_PATH"
 _LINES_OF_AN_ERROR = 12
 # Lines of Vagrant's errors that say nothing, or the whole of a long command.
 _DULL = ("==>", "An error occurred", "Any errors that occurred", "Command: [", "machine. Please handle", "Stdout:", "Run 'docker")
+# What libvirt's plug-in says of every machine: all of its settings, and that the box of a file has no version.
+_NO_PROGRESS = ("trigger", "provision", ":  -- ", "no version detected", "generating a local metadata", "see https://www.vagrantup.com")
 
 
 def vagrant_folder(home: LabHome) -> Path:
@@ -92,7 +94,7 @@ def as_table(cluster: Cluster) -> dict[str, Any]:
 def progress_of(line: str) -> str:
     """Return what a line of Vagrant's output says of a machine, for people; empty if it says nothing new."""
     text = line.strip()
-    if not text.startswith("==> ") or "trigger" in text or "provision" in text.lower():
+    if not text.startswith("==> ") or any(words in text.lower() for words in _NO_PROGRESS):
         return ""
     return text.removeprefix("==> ")
 

@@ -427,6 +427,8 @@ def test_progress_is_what_vagrant_says_of_machines():
         "==> control: Starting container...\n",
         "    control: SSH address\n",
         "==> control: Running trigger...\n",
+        "==> control: No version detected for debian, using timestamp to watch for modifications. Consider\n",
+        "==> control:  -- Cpus:              2\n",
     ]
     assert [text for line in lines if (text := progress_of(line))] == ["control: Starting container..."]
 
