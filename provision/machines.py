@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from provision import inventory
+from provision import hypervisor, inventory
 from provision.address_range import require_free_range
 from provision.containers import containers_of, remove_containers, remove_network
 from provision.errors import ProvisionError
@@ -95,6 +95,9 @@ class Machines:
             if used == "docker":
                 self._remove_strays("docker")
                 remove_network(IPv4Network(self.cluster.network))
+            # Also of a `fab up` that was killed before Vagrant noted down any machine.
+            elif any(self.folder.glob("machines/*/libvirt")):
+                self._remove_strays("libvirt")
             for file in (self._record, *inventory.files(self.home)):
                 file.unlink(missing_ok=True)
             # A folder that is only ours goes; of one that `vagrant` shares with us, only what it would leave behind.
@@ -149,7 +152,9 @@ class Machines:
         report(f"little memory: {message} Containers take only what they use, so this may still work.")
 
     def _remove_strays(self, provider: str) -> set[str]:
-        """Remove containers of ours that Vagrant does not know, because it was killed at a bad moment; return the ids of the others."""
+        """Remove what of ours Vagrant does not know, because it was killed at a bad moment; return the ids of the other containers."""
+        if provider == "libvirt":
+            hypervisor.remove_strays(self.folder, self.ids().values())
         if provider != "docker":
             return set()
         own = containers_of(self.folder)
