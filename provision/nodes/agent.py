@@ -6,6 +6,7 @@ It reads one JSON request per line, {"op": name, "args": {…}}, and answers eac
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import grp
@@ -23,12 +24,14 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Every unit writes down here the digest of what it was started with.
 STARTED = "/run/airflow-labs"
 BEAT_S = 10
+# Whoever changes a node holds this. Longer than a worker may take to finish its tasks, which is the longest step.
+LOCK, LOCK_WAIT_S, LOCK_LOOK_S = "/run/airflow-labs.lock", 1200, 1
 MIRROR_S = 10
 POLICY, POLICY_MARK = "/usr/sbin/policy-rc.d", "# while Airflow Executor Labs install packages"
 ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
@@ -70,6 +73,45 @@ def beat() -> None:
             return
 
 
+@contextlib.contextmanager
+def alone(what: str, lock: str) -> Iterator[None]:
+    """Hold the node's lock; while somebody else has it, say so and wait, and raise Failure if that takes too long.
+
+    An agent whose client was killed goes on with its step. What comes next must not happen beside it.
+    """
+    with open(lock, "a+") as file:
+        deadline, told = time.monotonic() + LOCK_WAIT_S, ""
+        while not _locked(file):
+            holder = _holder(file)
+            if time.monotonic() > deadline:
+                raise Failure(f"Another command still changes this node after {LOCK_WAIT_S // 60} minutes: {holder}.",
+                              "let it finish, or end it (sudo kill and its process number, on the node), then run the same command again")  # fmt: skip
+            if holder != told:
+                told = holder
+                say({"progress": f"waiting for another command that changes this node: {holder}"})
+            time.sleep(LOCK_LOOK_S)
+        file.truncate(0)
+        file.write(f"{what}, process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _locked(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _holder(file: Any) -> str:
+    file.seek(0)
+    return file.read() or "a copy of files"
+
+
 def run(argv: list[str], user: str = "", environment: dict[str, str] | None = None, text: str = "", check: bool = True) -> dict[str, Any]:
     """Return exit code and output of a command, as `user`; raises Failure with its last lines unless `check` is False."""
     identity = {}
@@ -87,6 +129,11 @@ def run(argv: list[str], user: str = "", environment: dict[str, str] | None = No
 
 def _clean() -> dict[str, str]:
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+
+
+def ask(**args: Any) -> dict[str, Any]:
+    """Return what `run` does, for a command that only looks: it need not wait for whoever changes this node."""
+    return run(**args)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -611,22 +658,36 @@ def stop(units: list[str]) -> None:
         run(["systemctl", "reset-failed", *units], check=False)
 
 
+def settle() -> None:
+    """Return once nobody changes this node: what is seen from then on is not half done."""
+
+
+CHANGING = (
+    install_packages, trust, make_user, renumber_user, make_folders, write_files, remove, build_environment, link, systemctl, start, stop,
+    run, settle,
+)  # fmt: skip
 OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
-        about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, install_packages,
-        trust, make_user, renumber_user, make_folders, write_files, remove, names_in, sizes_in, read, build_environment, link, systemctl, start, stop, run,
+        about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, ask,
+        names_in, sizes_in, read, *CHANGING,
     )
 }  # fmt: skip
 
 
-def main() -> None:
+def answer(op: str, args: dict[str, Any], lock: str) -> Any:
+    """Return what an operation returns; those that change something are done one after another, whoever asks."""
+    with alone(op, lock) if OPS[op] in CHANGING else contextlib.nullcontext():
+        return OPS[op](**args)
+
+
+def main(lock: str = LOCK) -> None:
     """Answer requests until nobody asks any more."""
     threading.Thread(target=beat, daemon=True).start()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            say({"value": OPS[request["op"]](**request["args"])})
+            say({"value": answer(request["op"], request["args"], lock)})
         except Failure as failure:
             say({"error": str(failure), "hint": failure.hint})
         except OSError as error:
@@ -635,4 +696,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -14,6 +14,7 @@ from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
 from provision.nodes import stores
+from provision.nodes.agent import LOCK, LOCK_WAIT_S
 from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
 from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, RENUMBER, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
@@ -33,6 +34,10 @@ class Converge:
     def __init__(self, home: LabHome, desired: Desired, nodes: Nodes, ssh_config: Path) -> None:
         self.home, self.desired, self.nodes, self.ssh_config = home, desired, nodes, ssh_config
         self.control = nodes[desired.cluster.control.name]
+
+    def settle(self, report: Report) -> None:
+        """Return once nobody changes a node any more: a command that was killed leaves its last step running there."""
+        self.nodes.each(lambda node: node.call("settle", report))
 
     def plan(self) -> list[Step]:
         """Return what has to be done, changing nothing; every node is asked once."""
@@ -93,11 +98,14 @@ class Converge:
 
     def _send_folder(self, node: str, folder: Path, remote: str) -> None:
         # OpenSSH and tar: a copy through Python would take ten times as long.
-        there = f"sudo -n sh -c 'rm -rf {remote} && mkdir -p {remote} && tar -x -f - -C {remote}'"
+        # One that was left behind by a killed command goes on, too.
+        there = f"sudo -n flock -w {LOCK_WAIT_S} {LOCK} sh -c 'rm -rf {remote} && mkdir -p {remote} && tar -x -f - -C {remote}'"
         command = (
             f"tar -c -f - -C {shlex.quote(str(folder))} . | ssh {ALIVE} -F {shlex.quote(str(self.ssh_config))} {node} {shlex.quote(there)}"
         )
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        # Otherwise the tar of macOS adds a file for the attributes of each.
+        environment = {**os.environ, "COPYFILE_DISABLE": "1"}
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
         if done.returncode:
             raise ProvisionError(
                 f"{node}: the wheelhouse could not be copied: {done.stderr.strip()[-300:]}",

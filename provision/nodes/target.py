@@ -75,6 +75,7 @@ class NodesTarget:
             asked = wanted_again(installed, workers)
             desired = self._desired(asked)
             converge = self._converge(desired)
+            converge.settle(report)
             steps = converge.plan()
             names = {worker.name for worker in (*self._celery.workers(), *asked.workers)}
             others = [step for step in steps if step.name not in names and step.action in ("stop", "start", "restart", "migrate", "build")]
@@ -162,7 +163,7 @@ class NodesTarget:
         if database["kind"] != "postgres":
             raise ProvisionError("Only a PostgreSQL database can be asked.", f"fab install postgres --target {self.name}")
         psql = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "/run/airflow-postgres", "-p", str(database["port"])]
-        printed = self._control.call("run", argv=[*psql, "-d", stores.DATABASE], user="postgres", text=sql + "\n")["out"]
+        printed = self._control.call("ask", argv=[*psql, "-d", stores.DATABASE], user="postgres", text=sql + "\n")["out"]
         return [line.split("|") for line in printed.strip().splitlines()]
 
     def live_settings(self, names: Sequence[str]) -> dict[str, str | None]:
@@ -177,7 +178,7 @@ class NodesTarget:
         desired = self._desired(wanted_again(self._require_installed()))
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = self._control.call(
-            "run", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
+            "ask", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
             environment=self._converge(desired).airflow_environment(overlay),
         )  # fmt: skip
         return done["out"], done["err"]
@@ -281,6 +282,7 @@ class NodesTarget:
             self.machines.up(report=report)
         desired = self._desired(asked)
         converge = self._converge(desired)
+        converge.settle(report)
         steps, finished = converge.plan(), self.installed() is not None
         if steps:
             # Labs must not take a half-changed installation for one.

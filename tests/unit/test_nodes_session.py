@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import grp
 import io
@@ -9,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ ME, MINE = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
 def asked(*requests: dict) -> list[dict]:
     """Return what the agent says to these requests; heartbeats are left out."""
     text = "".join(json.dumps(request) + "\n" for request in requests)
-    done = subprocess.run([sys.executable, str(AGENT)], input=text, capture_output=True, text=True, check=True)
+    with tempfile.NamedTemporaryFile() as lock:
+        done = subprocess.run([sys.executable, str(AGENT), lock.name], input=text, capture_output=True, text=True, check=True)
     return [answer for answer in map(json.loads, done.stdout.splitlines()) if "beat" not in answer]
 
 
@@ -187,3 +190,46 @@ def test_a_folder_is_looked_at_by_kind_owner_and_mode(tmp_path):
     file.touch(0o750)
     assert [agent._is_folder_as(str(path), wanted) for path in (folder, link, file, tmp_path / "none")] == [True, False, False, False]
     assert not agent._is_folder_as(str(folder), {**wanted, "mode": "0755"})
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A lock that another command holds."""
+    path = tmp_path / "held"
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("install_packages, process 7")
+        file.flush()
+        yield path, file
+
+
+def test_what_changes_a_node_waits_for_another_command_and_says_so(held):
+    path, file = held
+    with subprocess.Popen([sys.executable, str(AGENT), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        # What only looks goes on.
+        for request in ({"op": "clock", "args": {}}, {"op": "ask", "args": {"argv": ["true"]}}, {"op": "settle", "args": {}}):
+            process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        assert [list(json.loads(process.stdout.readline())) for _ in range(2)] == [["value"], ["value"]]
+        said = json.loads(process.stdout.readline())["progress"]
+        assert said == "waiting for another command that changes this node: install_packages, process 7"
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert json.loads(process.stdout.readline()) == {"value": None}
+        process.stdin.close()
+    assert path.read_text() == ""
+
+
+def test_another_command_that_never_ends_is_an_error_that_names_it(held, monkeypatch):
+    monkeypatch.setattr(agent, "LOCK_WAIT_S", -1)
+    with (
+        pytest.raises(agent.Failure, match=r"still changes this node after .*: install_packages, process 7") as error,
+        agent.alone("x", held[0]),
+    ):
+        pass
+    assert "run the same command again" in error.value.hint
+
+
+def test_an_operation_that_fails_lets_the_next_one_go_on(tmp_path):
+    for _ in range(2):
+        with pytest.raises(agent.Failure, match="exit code 1"):
+            agent.answer("run", {"argv": ["false"]}, str(tmp_path / "lock"))
