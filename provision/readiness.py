@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -52,14 +53,28 @@ class ApiHealth:
     def __init__(self, url: str, password: str) -> None:
         self._url, self._password, self._token = url, password, ""
 
-    def missing(self, started: Mapping[str, float]) -> list[str]:
-        """Return which services in `started` (name: epoch seconds) have no later heartbeat, or do not answer."""
+    def missing(self, started: Mapping[str, float], schedulers: Mapping[str, str] | None = None) -> list[str]:
+        """Return which services in `started` (name: epoch seconds) have no later heartbeat, or do not answer.
+
+        With `schedulers` (host by name) each of them must have one of its own, whatever the others do.
+        """
         self._token = self._token or _login(self._url, self._password)
-        return _not_ready(self._url, self._token, started) if self._token else ["api-server"]
+        if not self._token:
+            return ["api-server"]
+        missing = _not_ready(self._url, self._token, started)
+        return missing or [
+            name for name, host in (schedulers or {}).items() if _scheduler_beat(self._url, self._token, host) <= started[name]
+        ]
 
     def warm_up(self) -> None:
         """Make the first request to the Execution API: it builds its routes (3 s), for which the first task must not pay."""
         _get(f"{self._url}/execution/health", self._token)
+
+
+def api_answers(url: str) -> bool:
+    """Return whether this API server answers, and reaches the database."""
+    health = _get(f"{url}/api/v2/monitor/health", "") or {}
+    return (health.get("metadatabase") or {}).get("status") == "healthy"
 
 
 def flower_answers(url: str) -> bool:
@@ -79,6 +94,13 @@ def _not_ready(url: str, token: str, started: Mapping[str, float]) -> list[str]:
     if "dag-processor" in started and not missing and _get(f"{url}/api/v2/dags/{SMOKE_DAG}", token) is None:
         missing.append("dag-processor")
     return missing
+
+
+def _scheduler_beat(url: str, token: str, host: str) -> float:
+    """Return when the scheduler on a host was last alive, in epoch seconds; 0 if it is not."""
+    query = urllib.parse.urlencode({"job_type": "SchedulerJob", "job_state": "running", "is_alive": "true", "hostname": host})
+    jobs = (_get(f"{url}/api/v2/jobs?{query}", token) or {}).get("jobs", [])
+    return max((datetime.fromisoformat(job["latest_heartbeat"]).timestamp() for job in jobs), default=0.0)
 
 
 def _login(url: str, password: str) -> str:

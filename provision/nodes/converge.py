@@ -19,11 +19,12 @@ from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
 from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, RENUMBER, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
 from provision.nodes.session import Nodes, Session
-from provision.readiness import START_VARIABLE, ApiHealth, Ready, flower_answers, start_seconds
+from provision.readiness import START_VARIABLE, ApiHealth, Ready, api_answers, flower_answers, start_seconds
 
 Report = Callable[[str], None]
 START_SECONDS = 300
 CREATE_CLUSTER = "/etc/postgresql-common/createcluster.conf"
+SCHEDULERS = ("scheduler", "scheduler-2")
 ALIVE = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
 
@@ -242,7 +243,7 @@ class Converge:
         }
 
     def _start(self, steps: list[Step], report: Report) -> None:
-        begun = self.control.call("clock")
+        begun = self.nodes.each(lambda node: node.call("clock"))
         starting = [step for step in steps if step.action in ("start", "restart") and step.name != CLOCK]
         chosen = [step for step in starting if kind_of(self.desired, step.name) != STORES]
         if chosen:
@@ -250,31 +251,35 @@ class Converge:
             self._on_nodes(chosen, "start")
         names = {step.name for step in chosen}
         if any(step.action in ("start", "restart", "migrate", "resize") for step in steps):
-            self._wait_until_healthy({name: begun if name in names else 0.0 for name in self._services()}, report)
+            since = {name: begun[node] if name in names else 0.0 for name, node in self._services().items()}
+            self._wait_until_healthy(since, report)
 
     def wait_until_healthy(self, report: Report) -> None:
         """Return once every service is ready: after an install that was cut off, running is not yet ready."""
         self._wait_until_healthy(dict.fromkeys(self._services(), 0.0), report)
 
-    def _services(self) -> list[str]:
-        return [unit.service for state in self.desired.nodes.values() for unit in state.units]
+    def _services(self) -> dict[str, str]:
+        """Return every service, with its node."""
+        return {unit.service: state.node.name for state in self.desired.nodes.values() for unit in state.units}
 
     def _wait_until_healthy(self, since: Mapping[str, float], report: Report) -> None:
         placement = self.desired.placement
-        checks: dict[str, Callable[[], bool]] = {}
+        checks: dict[str, Callable[[], bool]] = {name: lambda url=url: api_answers(url) for name, url in self.desired.api_servers.items()}
         if placement.flower_port and self.desired.wanted.broker:
             checks["flower"] = lambda: flower_answers(f"http://{placement.api_host}:{placement.flower_port}")
         for worker in self.desired.wanted.workers:
             checks[worker.name] = lambda name=worker.name: self._with_fleet(lambda fleet: name in fleet.answering([name]))
         health, others = ApiHealth(placement.api_url, self.desired.secrets["api_password"]), Ready(checks)
-        self._wait(lambda: health.missing(since) or others.missing(), report)
+        # Where there are two, the one that is ready must not speak for the other.
+        schedulers = {name: node for name, node in self._services().items() if self.desired.wanted.ha and name in SCHEDULERS}
+        self._wait(lambda: health.missing(since, schedulers) or others.missing(), report)
         health.warm_up()
 
     def _wait(self, missing_now: Callable[[], list[str]], report: Report) -> None:
-        patience, told = start_seconds(START_SECONDS), ""
+        patience, told, before = start_seconds(START_SECONDS), "", self._restarts()
         deadline = time.monotonic() + patience
         while missing := missing_now():
-            self._require_not_failed(missing[0])
+            self._require_not_failed(missing[0], before)
             if time.monotonic() > deadline:
                 node, unit = self.desired.unit_of(missing[0])
                 lines = self.nodes[node].call("journal", unit=unit, lines=10)
@@ -285,11 +290,17 @@ class Converge:
                 report(f"waiting for {told}")
             time.sleep(0.3)
 
-    def _require_not_failed(self, service: str) -> None:
+    def _restarts(self) -> dict[str, int]:
+        """Return how often systemd has started each service again, by service."""
+        units = {state.node.name: {unit.service: unit.name for unit in state.units} for state in self.desired.nodes.values()}
+        seen = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
+        return {service: seen[node][unit]["restarts"] for node, services in units.items() for service, unit in services.items()}
+
+    def _require_not_failed(self, service: str, before: Mapping[str, int]) -> None:
         node, unit = self.desired.unit_of(service)
         state = self.nodes[node].call("states", units=[unit])[unit]
         # systemd starts it again by itself; twice in a row is no accident.
-        if state["active"] == "failed" or state["restarts"] > 2:
+        if state["active"] == "failed" or state["restarts"] - before[service] > 2:
             lines = self.nodes[node].call("journal", unit=unit, lines=12)
             raise ProvisionError(f"{service} on {node} ended (exit code {state['status']}). The end of its log:\n{_indented(lines)}",
                                  f"fab logs {service} --target vagrant")  # fmt: skip

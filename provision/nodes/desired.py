@@ -119,6 +119,12 @@ class Desired:
     def database_mark_path(self) -> str:
         return f"{self.layout.migrated}/{self.wanted.variant.database}"
 
+    @property
+    def api_servers(self) -> dict[str, str]:
+        """Return the address of each API server that stands behind HAProxy, by name; empty where there is none."""
+        own = {"api-server": self.cluster.control, "api-server-2": _second_node(self.cluster)} if self.wanted.ha else {}
+        return {name: f"http://{node.address}:{self.layout.port(BACKEND_PORT)}" for name, node in own.items()}
+
     def unit_of(self, service: str) -> tuple[str, str]:
         """Return node and unit of a service; raises KeyError if there is none of that name."""
         for state in self.nodes.values():
