@@ -33,6 +33,8 @@ BEAT_S = 10
 # Whoever changes a node holds this. Longer than a worker may take to finish its tasks, which is the longest step.
 LOCK, LOCK_WAIT_S, LOCK_LOOK_S = "/run/airflow-labs.lock", 1200, 1
 MIRROR_S = 10
+# The second is what Debian's own command makes of the first.
+CERTIFICATES, TRUSTED = "/usr/local/share/ca-certificates/airflow-labs.crt", "/etc/ssl/certs/airflow-labs.pem"
 POLICY, POLICY_MARK = "/usr/sbin/policy-rc.d", "# while Airflow Executor Labs install packages"
 ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
 APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
@@ -163,10 +165,12 @@ def facts(
     current: str,
     distribution: list[str],
     clock: str,
+    certificates: str,
 ) -> dict[str, Any]:
     """Return how this node differs from what it should be; changes nothing.
 
-    `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs'.
+    `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs',
+    `certificates` the digest of those that the node should trust, if there are any.
     """
     return {
         "packages": missing_packages(packages),
@@ -178,6 +182,7 @@ def facts(
         "others": sorted({os.path.basename(path) for path in glob.glob(f"/etc/systemd/system/{ours}")} - set(units)),
         "distribution": [unit for unit in distribution if _would_run(unit)],
         "clock": _clock_is_kept(clock),
+        "trusted": not certificates or _trusts(certificates),
         "environment": os.path.exists(environment) and os.path.realpath(current) == os.path.dirname(environment),
     }
 
@@ -185,6 +190,10 @@ def facts(
 def _would_run(unit: str) -> bool:
     state = unit_state(unit)
     return state["enabled"] or state["active"] in ("active", "activating")
+
+
+def _trusts(digest: str) -> bool:
+    return hashlib.sha256(read(CERTIFICATES).encode()).hexdigest() == digest and os.path.exists(TRUSTED)
 
 
 def _clock_is_kept(configuration: str) -> bool:
@@ -479,11 +488,8 @@ def install_packages(names: list[str], proxy: str) -> None:
 
 def trust(text: str) -> None:
     """Let every program of this node trust these certificates, besides those of the distribution."""
-    path = "/usr/local/share/ca-certificates/airflow-labs.crt"
-    # The second is what the update makes of the first.
-    if read(path) != text or not os.path.exists("/etc/ssl/certs/airflow-labs.pem"):
-        write_files({path: {"text": text, "owner": "root", "group": "root", "mode": "0644"}})
-        run(["update-ca-certificates"])
+    write_files({CERTIFICATES: {"text": text, "owner": "root", "group": "root", "mode": "0644"}})
+    run(["update-ca-certificates"])
 
 
 def make_user(name: str, number: int, home: str) -> None:

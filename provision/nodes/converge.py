@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from provision import certificates, wheelhouse
+from provision import wheelhouse
+from provision.environments import TABLES, check_known
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
@@ -48,6 +49,7 @@ class Converge:
     def apply(self, steps: list[Step], report: Report) -> None:
         """Do what `plan` returned; raises ProvisionError with the failures of all nodes."""
         self._prepare(steps, report)
+        self.check_settings()
         self._stop(steps, report)
         self._renumber(steps, report)
         self._write(steps, report)
@@ -56,11 +58,19 @@ class Converge:
         self._start(steps, report)
         self._resize(steps, report)
 
+    def check_settings(self) -> None:
+        """Raise UsageError for a changed setting that the nodes' Airflow does not know; nodes without Airflow do not say."""
+        desired = self.desired
+        if desired.wanted.changes and self.control.call("read", path=f"{desired.environment_path}/complete"):
+            packages = f"{desired.environment_path}/lib/python{desired.about.python}/site-packages"
+            core, celery = (self.control.call("read", path=f"{packages}/{table}") for table in TABLES)
+            check_known(desired.wanted.changes, core, celery)
+
     # -- what every node needs --------------------------------------------------------------------
 
     def _prepare(self, steps: list[Step], report: Report) -> None:
-        if bundle := certificates.bundle():
-            self.nodes.each(lambda node: node.call("trust", text=bundle.read_text()))
+        distrusting = [step.node for step in steps if step.action == "trust"]
+        self.nodes.each(lambda node: node.call("trust", text=self.desired.certificates), distrusting)
         missing = {step.node: step.why.split(", ") for step in steps if step.action == "install"}
         if missing:
             report(f"installing packages on {', '.join(missing)}")

@@ -104,6 +104,7 @@ class Desired:
     secrets: Mapping[str, str]
     environment: Mapping[str, str]
     nodes: dict[str, NodeState]
+    certificates: str = ""
 
     @property
     def environment_path(self) -> PurePosixPath:
@@ -149,8 +150,15 @@ def placed(workers: Collection[Worker], cluster: Cluster) -> dict[str, str]:
     }
 
 
-def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About, secrets: Mapping[str, str]) -> Desired:
-    """Return what the variant should look like on the nodes."""
+def desired_state(
+    wanted: Wanted,
+    cluster: Cluster,
+    layout: Layout,
+    about: About,
+    secrets: Mapping[str, str],
+    certificates: str = "",
+) -> Desired:
+    """Return what the variant should look like on the nodes, which trust these certificates besides those of their distribution."""
     variant, control = wanted.variant, cluster.control
     placement = Placement(
         airflow_binary=Path(layout.current / "bin" / "airflow"),
@@ -194,7 +202,7 @@ def desired_state(wanted: Wanted, cluster: Cluster, layout: Layout, about: About
         packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
         nodes[node.name] = NodeState(node, packages, files, own, _folders(layout, own), here, unwanted)
-    return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes)
+    return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes, certificates)
 
 
 def worker_text(worker: Worker) -> RemoteFile:

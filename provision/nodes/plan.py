@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
         "current": str(desired.layout.current),
         "distribution": list(DISTRIBUTIONS_OWN),
         "clock": CHRONY,
+        "certificates": hashlib.sha256(desired.certificates.encode()).hexdigest() if desired.certificates else "",
     }
 
 
@@ -69,6 +71,8 @@ def plan(desired: Desired, facts: Mapping[str, Mapping[str, Any]], database_mark
 
 def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) -> list[Step]:
     node, steps = state.node.name, []
+    if not facts["trusted"]:
+        steps.append(Step(node, "trust", "certificates", "those of --ca-bundle are not trusted"))
     if facts["packages"]:
         steps.append(Step(node, "install", "packages", ", ".join(facts["packages"])))
     steps += _user_steps(node, facts["user"])

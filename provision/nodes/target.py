@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from provision import airflow, inventory, secret_store
+from provision import airflow, certificates, inventory, secret_store
 from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
@@ -270,7 +270,9 @@ class NodesTarget:
         self.home.prepare()
         if self._about is None:
             self._about = self._about_nodes()[0]
-        return desired_state(asked, self.cluster, self.layout, self._about, secret_store.load_or_create(self.home))
+        bundle = certificates.bundle()
+        trusted = bundle.read_text() if bundle else ""
+        return desired_state(asked, self.cluster, self.layout, self._about, secret_store.load_or_create(self.home), trusted)
 
     def _converge(self, desired: Desired) -> Converge:
         return Converge(self.shared, desired, self.nodes, self.machines.ssh_config())
@@ -283,6 +285,7 @@ class NodesTarget:
         desired = self._desired(asked)
         converge = self._converge(desired)
         converge.settle(report)
+        converge.check_settings()
         steps, finished = converge.plan(), self.installed() is not None
         if steps:
             # Labs must not take a half-changed installation for one.
