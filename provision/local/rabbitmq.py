@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def server_command() -> list[str]:
 def files(home: LabHome, port: int, distribution_port: int, password: str) -> dict[Path, str]:
     """Return the text of every file that the node is started with, by path."""
     return {
-        configuration_file(home): render_configuration(port, password),
+        configuration_file(home): render_configuration("127.0.0.1", port, made_once(password)),
         environment_file(home): render_environment_file(environment(home, distribution_port)),
         data_folder(home) / "enabled_plugins": "[].\n",
         # Who knows the cookie may run code in the node; the one that Erlang would make up itself can be guessed.
@@ -63,13 +65,26 @@ def files(home: LabHome, port: int, distribution_port: int, password: str) -> di
     }
 
 
-def render_configuration(port: int, password: str) -> str:
-    """Return the configuration: loopback, and one user with one virtual host instead of guest, made at the first start."""
+def made_once(password: str) -> list[str]:
+    """Return the lines of the configuration that make one user with one virtual host instead of guest, at the first start."""
+    return [f"default_user = {USER}", f"default_pass = {password}", f"default_vhost = {VHOST}"]
+
+
+def render_definitions(password: str) -> str:
+    """Return the same user and virtual host as a file that is loaded at every start, so that the password is always this one."""
+    # The salt is the same each time, as the file must be; the password is random.
+    salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
+    digest = base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+    user = {"name": USER, "password_hash": digest, "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []}
+    rights = {"user": USER, "vhost": VHOST, "configure": ".*", "write": ".*", "read": ".*"}
+    return json.dumps({"users": [user], "vhosts": [{"name": VHOST}], "permissions": [rights]}) + "\n"
+
+
+def render_configuration(address: str, port: int, user: list[str]) -> str:
+    """Return the configuration of a node that listens on one address; `user` are the lines that tell who may connect."""
     lines = [
-        f"listeners.tcp.1 = 127.0.0.1:{port}",
-        f"default_user = {USER}",
-        f"default_pass = {password}",
-        f"default_vhost = {VHOST}",
+        f"listeners.tcp.1 = {address}:{port}",
+        *user,
         # A task is acknowledged when it has ended. After 30 minutes, the default, RabbitMQ would give it to another
         # worker while the first one still runs it: as long as visibility_timeout in provision/variants.py.
         f"consumer_timeout = {ACKNOWLEDGED_WITHIN_S * 1000}",

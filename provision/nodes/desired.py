@@ -141,6 +141,17 @@ def environment_path(layout: Layout, about: About) -> PurePosixPath:
     return layout.software / f"airflow-{airflow_version()}-{digest}"
 
 
+def check_names(workers: Collection[Worker], cluster: Cluster) -> None:
+    """Raise UsageError for a worker that would take its name from a machine: on every node, a worker's name is one of its node's."""
+    taken = {"localhost", "ip6-localhost", "ip6-loopback"} | {node.name for node in cluster.nodes if node not in cluster.workers}
+    for worker in workers:
+        if worker.name in taken:
+            raise UsageError(
+                f"A worker cannot be called {worker.name}: nodes find another machine by that name.",
+                "choose another name, such as worker-4",
+            )
+
+
 def placed(workers: Collection[Worker], cluster: Cluster) -> dict[str, str]:
     """Return the node of each Celery worker: the one of the same name, else one worker node after another."""
     names = [node.name for node in cluster.workers]
@@ -175,6 +186,7 @@ def desired_state(
     local_settings = "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
     relevant = environment | {"airflow_local_settings.py": local_settings, "environment": str(environment_path(layout, about))}
     common = _common_files(layout, environment, local_settings)
+    check_names(wanted.workers, cluster)
     where = placed(wanted.workers, cluster)
     aliases = {node.name: [name for name, at in where.items() if at == node.name and name != node.name] for node in cluster.nodes}
     second = _second_node(cluster) if wanted.ha else None
@@ -197,7 +209,9 @@ def desired_state(
         own += [units.worker_unit(layout, worker, relevant) for worker in here.values()]
         files |= {unit.path: RemoteFile(unit.text, group="root", mode="0644") for unit in own}
         if not layout.instance:
-            files["/etc/hosts"] = RemoteFile(stores.hosts_file(cluster, node.name, aliases), group="root", mode="0644")
+            hosts = stores.hosts_file(cluster, node.name, aliases)
+            files["/etc/hosts"] = RemoteFile(hosts, group="root", mode="0644")
+            files["/etc/tmpfiles.d/airflow-labs.conf"] = RemoteFile(stores.hosts_at_boot(hosts), group="root", mode="0644")
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
         packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
@@ -213,7 +227,8 @@ def worker_text(worker: Worker) -> RemoteFile:
 
 def _files_of_any_variant(layout: Layout, placement: Placement) -> list[str]:
     """Return the files that only some nodes of some variants have: what holds a password must not outlive its use."""
-    names = ("postgresql.conf", "pg_hba.conf", "redis.conf", "rabbitmq.conf", "rabbitmq.env", "rabbitmq-plugins", "haproxy.cfg")
+    broker = ("redis.conf", "rabbitmq.conf", "rabbitmq-definitions.json", "rabbitmq.env", "rabbitmq-plugins")
+    names = ("postgresql.conf", "pg_hba.conf", *broker, "haproxy.cfg")
     earlier = f"{layout.airflow_home}/passwords.json"
     return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ POSTGRES_FOLDER, REDIS_DATA, RABBITMQ_DATA = "/var/lib/airflow-postgres", "/var/
 FOLDERS = {"postgres": POSTGRES_FOLDER, "redis": REDIS_DATA, "rabbitmq": RABBITMQ_DATA}
 POSTGRES_DATA = f"{POSTGRES_FOLDER}/data"
 REDIS_MEMORY_MIB = 64
+# As many as PostgreSQL itself takes.
+SCRAM_ROUNDS = 4096
 # What a distribution's release calls current; others have it under another number.
 POSTGRES_OF_DEBIAN = {"12": 15, "13": 17}
 
@@ -57,17 +61,29 @@ def postgres_unit(layout: Layout, files: Mapping[str, str], major: int) -> Unit:
 
 
 def database_sql(password: str) -> str:
-    """Return what makes the one role and the one database, or repairs them; for psql, as the superuser."""
+    """Return what makes the one role and the one database, or repairs them; for psql, as the superuser.
+
+    PostgreSQL logs a statement that fails, and psql prints it, so the password itself is in none.
+    """
     return "\n".join(
         [
             f"select 'create role {ROLE}' where not exists (select from pg_roles where rolname = '{ROLE}')\\gexec",
-            f"alter role {ROLE} login nosuperuser nocreatedb nocreaterole password '{password}';",
+            f"alter role {ROLE} login nosuperuser nocreatedb nocreaterole password '{scram_verifier(password)}';",
             f"select 'create database {DATABASE} owner {ROLE}' where not exists "
             f"(select from pg_database where datname = '{DATABASE}')\\gexec",
             f"revoke all on database {DATABASE} from public;",
             "",
         ]
     )
+
+
+def scram_verifier(password: str) -> str:
+    """Return what PostgreSQL keeps of a password (RFC 5803); with the same salt each time, for the password is random."""
+    salt = hashlib.sha256(f"salt {password}".encode()).digest()[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ROUNDS)
+    client, server = (hmac.digest(salted, key, "sha256") for key in (b"Client Key", b"Server Key"))
+    encoded = [base64.b64encode(part).decode() for part in (salt, hashlib.sha256(client).digest(), server)]
+    return f"SCRAM-SHA-256${SCRAM_ROUNDS}:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
 def database_url(address: str, port: int, password: str) -> str:
@@ -114,8 +130,11 @@ def rabbitmq_files(layout: Layout, cluster: Cluster, port: int, password: str) -
         "RABBITMQ_ENABLED_PLUGINS_FILE": f"{layout.configuration}/rabbitmq-plugins",
         "RABBITMQ_CONFIG_FILE": f"{layout.configuration}/rabbitmq.conf",
     }
-    configuration = rabbitmq.render_configuration(port, password).replace(f"127.0.0.1:{port}", f"{cluster.control.address}:{port}")
+    # Not only at the first start: the data may be there already, with another password.
+    definitions = f"{layout.configuration}/rabbitmq-definitions.json"
+    configuration = rabbitmq.render_configuration(cluster.control.address, port, [f"load_definitions = {definitions}"])
     return {
+        definitions: rabbitmq.render_definitions(password),
         f"{layout.configuration}/rabbitmq.conf": configuration,
         f"{layout.configuration}/rabbitmq.env": render_environment_file(variables),
         f"{layout.configuration}/rabbitmq-plugins": "[].\n",
@@ -176,10 +195,17 @@ def hosts_file(cluster: Cluster, node: str, aliases: Mapping[str, Sequence[str]]
     return "\n".join(lines) + "\n"
 
 
+def hosts_at_boot(hosts: str) -> str:
+    """Return what makes systemd write /etc/hosts anew before anything is started: Docker replaces it whenever a container starts."""
+    argument = hosts.replace("\\", "\\\\").replace("%", "%%").replace("\n", "\\n")
+    return f"f+ /etc/hosts 0644 root root - {argument}\n"
+
+
 def chrony_file(cluster: Cluster, node: str) -> str:
     """Return what chrony is told beyond its defaults: the workers follow the control node, also without internet."""
     if node == cluster.control.name:
-        return f"allow {cluster.network}\nlocal stratum 10\n"
+        # Without an address of its own, it would answer on every interface.
+        return f"allow {cluster.network}\nbindaddress {cluster.control.address}\nlocal stratum 10\n"
     return f"server {cluster.control.address} iburst prefer\nmakestep 0.1 3\n"
 
 

@@ -88,7 +88,8 @@ def store_unit(
         f"User={user}", f"Group={user}", f"ExecStart={command}", "KillMode=mixed", "Restart=on-failure", "RestartSec=2", *HARDENING,
         f"ReadWritePaths={' '.join(folders)}", *more,
     ]  # fmt: skip
-    return _unit(layout, name, purpose, body, _digest(*sorted(files.values())), ())
+    # At boot, the address on which it listens may come late: it is tried again for as long as that takes.
+    return _unit(layout, name, purpose, body, _digest(*sorted(files.values())), (), ["StartLimitIntervalSec=0"])
 
 
 def _airflow_body(layout: Layout, command: str, writable: Sequence[PurePosixPath] = ()) -> list[str]:
@@ -109,9 +110,12 @@ def _airflow_body(layout: Layout, command: str, writable: Sequence[PurePosixPath
     ]
 
 
-def _unit(layout: Layout, service: str, purpose: str, body: Sequence[str], digest: str, after: Sequence[str]) -> Unit:
+def _unit(
+    layout: Layout, service: str, purpose: str, body: Sequence[str], digest: str, after: Sequence[str], more: Sequence[str] = ()
+) -> Unit:
     name = layout.unit(service)
     orders = [f"After=network-online.target {' '.join(layout.unit(other) for other in after)}".rstrip(), "Wants=network-online.target"]
+    orders += more
     whole = _digest(digest, *body)
     # With +, as root: the folder is shared by services of different users.
     mark = f"ExecStartPre=+/bin/sh -c 'mkdir -p {STARTED} && echo {whole} > {STARTED}/{name}'"

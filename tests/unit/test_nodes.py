@@ -10,7 +10,7 @@ import pytest
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.nodes import stores
-from provision.nodes.desired import About, Desired, desired_state, installation_document, placed, worker_text
+from provision.nodes.desired import About, Desired, check_names, desired_state, installation_document, placed, worker_text
 from provision.nodes.layout import USER_NUMBER, Layout
 from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of, plan
 from provision.secret_store import NAMES
@@ -40,7 +40,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     return {
         name: {
             "packages": [], "user": [USER_NUMBER, USER_NUMBER], "folders": [], "files": [], "unwanted": [], "distribution": [],
-            "clock": True, "others": [], "environment": True,
+            "clock": True, "trusted": True, "others": [], "environment": True,
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -48,7 +48,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
 
 
 # A node that was never installed, beyond what depends on its variant.
-BARE = {"user": [], "folders": [], "unwanted": [], "distribution": [], "clock": True, "others": [], "environment": False}
+BARE = {"user": [], "folders": [], "unwanted": [], "distribution": [], "clock": True, "trusted": True, "others": [], "environment": False}
 
 
 def steps(state: Desired, facts: dict[str, dict], mark: str | None = None) -> set[tuple[str, str, str]]:
@@ -321,7 +321,13 @@ def test_brokers_listen_on_the_private_address_with_a_password_and_without_guest
     redis = stores.redis_files(Layout(), CLUSTER, 6379, "word")["/etc/airflow-labs/redis.conf"].splitlines()
     assert {"bind 192.168.56.10", "requirepass word", "maxmemory-policy noeviction"} <= set(redis)
     rabbit = stores.rabbitmq_files(Layout(), CLUSTER, 5672, "word")
-    assert {"listeners.tcp.1 = 192.168.56.10:5672", "default_user = airflow"} <= set(rabbit["/etc/airflow-labs/rabbitmq.conf"].splitlines())
+    lines = rabbit["/etc/airflow-labs/rabbitmq.conf"].splitlines()
+    assert {"listeners.tcp.1 = 192.168.56.10:5672", "load_definitions = /etc/airflow-labs/rabbitmq-definitions.json"} <= set(lines)
+    # Otherwise the user would be made only once, with the password of that day.
+    assert not [line for line in lines if line.startswith("default_")]
+    definitions = json.loads(rabbit["/etc/airflow-labs/rabbitmq-definitions.json"])
+    assert [user["name"] for user in definitions["users"]] == ["airflow"]
+    assert "word" not in definitions["users"][0].values()
 
 
 def test_every_node_knows_every_worker_by_name():
@@ -329,6 +335,65 @@ def test_every_node_knows_every_worker_by_name():
     for text in texts.values():
         assert "192.168.56.11 worker-1 worker-3" in text.splitlines()
         assert "192.168.56.12 worker-2" in text.splitlines()
+
+
+def test_names_are_written_again_before_services_start():
+    for node in desired("celery").nodes.values():
+        (line,) = node.files["/etc/tmpfiles.d/airflow-labs.conf"].text.splitlines()
+        kind, path, mode, user, group, age, text = line.split(" ", 6)
+        assert (kind, path, mode, user, group, age) == ("f+", "/etc/hosts", "0644", "root", "root", "-")
+        assert text.replace("\\n", "\n") == node.files["/etc/hosts"].text
+
+
+@pytest.mark.parametrize("name", ["localhost", "ip6-localhost", "control"])
+def test_a_worker_cannot_take_the_name_of_another_machine(name):
+    with pytest.raises(UsageError, match=f"A worker cannot be called {name}"):
+        desired("celery", workers=[Worker(name)])
+
+
+def test_a_worker_may_be_called_like_the_node_that_it_lives_on():
+    one = Cluster(CLUSTER.network, (replace(CLUSTER.nodes[0], roles=("control", "worker")),))
+    check_names([Worker("control"), Worker("worker-1")], one)
+    assert placed([Worker("control")], one) == {"control": "control"}
+
+
+def test_clocks_are_served_on_the_private_address_alone():
+    text = desired().nodes["control"].files["/etc/chrony/conf.d/airflow-labs.conf"].text
+    assert {"allow 192.168.56.0/24", "bindaddress 192.168.56.10"} <= set(text.splitlines())
+    assert "allow" not in desired().nodes["worker-1"].files["/etc/chrony/conf.d/airflow-labs.conf"].text
+
+
+def test_the_databases_password_is_in_no_statement():
+    sql = stores.database_sql("a-word")
+    assert "a-word" not in sql
+    assert f"password '{stores.scram_verifier('a-word')}'" in sql
+    assert stores.scram_verifier("a-word") == stores.scram_verifier("a-word") != stores.scram_verifier("another")
+
+
+def test_certificates_that_a_node_does_not_trust_are_a_step():
+    state = replace(desired("postgres"), certificates="-----BEGIN CERTIFICATE-----\n")
+    facts = fulfilled(state)
+    facts["worker-2"]["trusted"] = False
+    assert steps(state, facts) == {("worker-2", "trust", "certificates")}
+    assert len(asked_of(state, state.nodes["worker-2"])["certificates"]) == 64
+    assert asked_of(desired("postgres"), state.nodes["worker-2"])["certificates"] == ""
+
+
+def test_what_listens_on_an_address_waits_for_it_and_never_gives_up():
+    for node in desired("celery", ha=True).nodes.values():
+        for unit in node.units:
+            lines = unit.text.splitlines()
+            assert "Wants=network-online.target" in lines
+            assert any(line.startswith("After=network-online.target") for line in lines)
+            # Five starts in ten seconds, the limit otherwise, take the services of Airflow longer.
+            assert "StartLimitIntervalSec=0" in lines or "RestartSec=5" in lines
+
+
+def test_behind_one_address_each_api_server_is_asked():
+    assert desired("celery", ha=True).api_servers == {
+        "api-server": "http://192.168.56.10:8081", "api-server-2": "http://192.168.56.11:8081",
+    }  # fmt: skip
+    assert desired("celery").api_servers == {}
 
 
 def test_a_second_installation_shares_no_file_port_or_unit_with_the_first():
