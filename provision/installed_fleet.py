@@ -65,5 +65,26 @@ class InstalledFleet:
                 hint,
             )
 
+    def require_nothing_left(self, broker: str, stop: str, report: Callable[[str], None]) -> None:
+        """Raise ProvisionError if task messages wait in a broker whose place another one is to take: nobody would find them there.
+
+        `broker` is the kind that is asked for, `stop` the command that gives the messages up.
+        """
+        before = self.broker()
+        if not before or not broker or before == broker:
+            return
+        try:
+            left = [f"{count} in queue {queue}" for queue, count in self.messages_waiting().items() if count]
+            held = self.fleet().reserved(worker.name for worker in self.workers())
+            left += [f"{count} held by {name}" for name, count in held.items() if count]
+        except ProvisionError:
+            report(f"{before} does not say whether task messages wait in it; tasks whose messages do will stay queued")
+            return
+        if left:
+            raise ProvisionError(
+                f"Task messages wait in {before}: {', '.join(left)}. {broker} would not know them, and their tasks would stay queued.",
+                f"wait until they have run, which fab workers shows, then run the same command again; or give them up: {stop} first",
+            )
+
     def _document(self) -> Document:
         return self._installed() or {}

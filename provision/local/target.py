@@ -76,7 +76,7 @@ class LocalTarget:
             else:
                 built = []
             environments.check_settings_exist(environments.environment_path(self.home), asked.changes)
-            self._require_nothing_left_in_broker(asked, report)
+            self._celery.require_nothing_left(asked.broker, "fab stop", report)
             desired = self._desired(asked)
             todo = self._apply(desired, report)
             self._write_installation(desired)
@@ -259,26 +259,6 @@ class LocalTarget:
 
     def _desired(self, asked: Wanted) -> Desired:
         return desired_state(self.home, asked, self._running())
-
-    def _require_nothing_left_in_broker(self, asked: Wanted, report: Report) -> None:
-        """Raise ProvisionError if task messages wait in a broker whose place another one is to take: nobody would find them there."""
-        before = self._celery.broker()
-        if not before or not asked.broker or before == asked.broker:
-            return
-        try:
-            waiting = {queue: count for queue, count in self.messages_waiting().items() if count}
-            reserved = self._celery.fleet().reserved(worker.name for worker in self._celery.workers())
-            held = {name: count for name, count in reserved.items() if count}
-        except ProvisionError:
-            report(f"{before} does not say whether task messages wait in it; tasks whose messages do will stay queued")
-            return
-        if waiting or held:
-            where = ", ".join(f"{count} in queue {queue}" for queue, count in waiting.items())
-            where += ", ".join(f"{', ' if where else ''}{count} held by {name}" for name, count in held.items())
-            raise ProvisionError(
-                f"Task messages wait in {before}: {where}. {asked.broker} would not know them, and their tasks would stay queued.",
-                "wait until they have run, which fab workers shows, then run the same command again; or give them up: fab stop first",
-            )
 
     def _converge(self, desired: Desired) -> Converge:
         return Converge(self.home, desired, Supervisor(self.home, desired.secrets["supervisor_password"]))

@@ -286,6 +286,7 @@ class NodesTarget:
         converge = self._converge(desired)
         converge.settle(report)
         converge.check_settings()
+        self._celery.require_nothing_left(asked.broker, f"fab stop --target {self.name}", report)
         steps, finished = converge.plan(), self.installed() is not None
         if steps:
             # Labs must not take a half-changed installation for one.

@@ -293,13 +293,13 @@ def test_a_broker_in_which_messages_wait_is_not_replaced(place, monkeypatch, bro
     request = wanted("celery", broker=asked)
     if said:
         with pytest.raises(ProvisionError, match=said) as refused:
-            place._require_nothing_left_in_broker(request, reported.append)
+            place._celery.require_nothing_left(request.broker, "fab stop", reported.append)
         assert "fab stop" in refused.value.hint
     else:
-        place._require_nothing_left_in_broker(request, reported.append)
+        place._celery.require_nothing_left(request.broker, "fab stop", reported.append)
     assert bool(reported) is (broker._waiting is None)
 
 
 def test_another_variant_leaves_messages_where_they_are(place, monkeypatch):
     monkeypatch.setattr(place._celery, "fleet", lambda: Broker({"default": 3}))
-    place._require_nothing_left_in_broker(wanted("sqlite"), pytest.fail)
+    place._celery.require_nothing_left(wanted("sqlite").broker, "fab stop", pytest.fail)
