@@ -80,6 +80,12 @@ _SCHEDULER_ONLY = frozenset(
         "scheduler.task_instance_heartbeat_timeout",
     }
 )
+# What a pod asks of its node.
+_QUANTITIES = {
+    "labs.pod_cpu": (r"[1-9][0-9]*m|[1-9][0-9]*|0\.[0-9]*[1-9]", "100m or 0.5"),
+    "labs.pod_memory": (r"[1-9][0-9]*(Ki|Mi|Gi)", "256Mi or 1Gi"),
+}
+POD_REQUESTS = frozenset(_QUANTITIES)
 # How many tasks a worker runs at once is said for each worker.
 _SAID_BY_WORKER = frozenset({"celery.worker_concurrency", "celery.worker_autoscale"})
 # What would make the workers something else than what the labs predict, ask and change.
@@ -129,6 +135,19 @@ def check_changes(changes: Mapping[str, str], variant: Variant) -> None:
             raise UsageError(
                 f"{setting} would have no effect: the variant {variant.name} has no Celery.", "fab install celery, or leave it out"
             )
+        if (setting.startswith("kubernetes_executor.") or setting in POD_REQUESTS) and not variant.uses_kubernetes:
+            raise UsageError(
+                f"{setting} would have no effect: the variant {variant.name} has no Kubernetes.",
+                "fab install kubernetes --target vagrant, or leave it out",
+            )
+        if setting in POD_REQUESTS:
+            _check_quantity(setting, changes[setting])
+
+
+def _check_quantity(setting: str, text: str) -> None:
+    pattern, example = _QUANTITIES[setting]
+    if not re.fullmatch(pattern, text):
+        raise UsageError(f"{setting} = {text!r} is not a quantity of Kubernetes.", f"write it like {example}")
 
 
 def _check_extra(text: str) -> None:
@@ -168,6 +187,19 @@ def _owned_settings(placement: Placement, secrets: Mapping[str, str]) -> dict[st
         "logging.base_log_folder": str(placement.airflow_home / "logs"),
         "scheduler.enable_health_check": "False",
         **(_owned_by_celery(placement, secrets) if placement.broker_url else {}),
+        **(_owned_by_kubernetes(placement) if placement.pod_template else {}),
+    }
+
+
+def _owned_by_kubernetes(placement: Placement) -> dict[str, str]:
+    repository, _, tag = placement.pod_image.rpartition(":")
+    return {
+        # Airflow's services are outside of the cluster.
+        "kubernetes_executor.in_cluster": "False",
+        "kubernetes_executor.config_file": placement.kubeconfig,
+        "kubernetes_executor.pod_template_file": placement.pod_template,
+        "kubernetes_executor.worker_container_repository": repository,
+        "kubernetes_executor.worker_container_tag": tag,
     }
 
 
@@ -181,7 +213,9 @@ def _owned_by_celery(placement: Placement, secrets: Mapping[str, str]) -> dict[s
     }
 
 
-_EXAMPLE_PLACEMENT = Placement(Path("/"), Path("/"), Path("/"), "127.0.0.1", 1, "", "redis://", 1)
+_EXAMPLE_PLACEMENT = Placement(
+    Path("/"), Path("/"), Path("/"), "127.0.0.1", 1, "", "redis://", 1, kubeconfig="/", pod_template="/", pod_image="image:tag"
+)
 
 
 def worker_service(worker: Worker) -> Service:
@@ -213,6 +247,12 @@ def render_environment_file(environment: Mapping[str, str]) -> str:
 
 def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of `services` that must be restarted for `setting` ("section.key") to take effect."""
+    if setting in POD_REQUESTS:
+        # They are in the pod template, which the executor reads for each pod.
+        return ()
+    if setting.startswith("kubernetes_executor."):
+        # Who creates pods, and who shows their logs.
+        return tuple(name for name in services if _kind(name) in ("scheduler", "api-server"))
     if setting in _SCHEDULER_ONLY:
         return tuple(name for name in services if _kind(name) == "scheduler")
     if setting.startswith(("celery", "labs.")):

@@ -16,6 +16,7 @@ NAMES = (
     "fernet_key",
     "database_password",
     "broker_password",
+    "cluster_token",
     "flower_password",
     "supervisor_password",
 )

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from fabric import task
@@ -19,7 +20,7 @@ from provision.machines import Machines
 from provision.providers import PROVIDERS
 from provision.target import TARGETS, Target, open_target
 from provision.topology import read_cluster
-from provision.variants import BROKERS, VARIANTS, wanted, wanted_again
+from provision.variants import BROKERS, DAG_SOURCES, DISTRIBUTIONS, VARIANTS, KubernetesOptions, wanted, wanted_again
 from provision.workers import Worker, changed_workers, listed_workers, parse_worker
 
 TARGET_HELP = f"where Airflow runs, one of: {', '.join(TARGETS)} (default: local)"
@@ -72,11 +73,17 @@ def up(c, provider=""):
         "broker": f"the broker of a Celery variant, one of: {', '.join(BROKERS)} (default: {BROKERS[0]})",
         "worker": "a Celery worker as NAME=CONCURRENCY@QUEUES, for example heavy-1=1@heavy; repeatable; default: the variant's",
         "ha": "on several nodes, for Celery: two API servers behind HAProxy, and a second scheduler",
+        "distribution": f"the Kubernetes of a variant that has one, one of: {', '.join(DISTRIBUTIONS)} (default: {DISTRIBUTIONS[0]})",
+        "dags": f"how DAGs get into pods, one of: {', '.join(DAG_SOURCES)} (default: {DAG_SOURCES[0]})",
+        "artifacts": "a folder with the distribution's files, for nodes without internet (default: a download of its release)",
+        "image": "an image with the same Airflow, instead of one that is made of the nodes' own",
         "ca_bundle": "a file with certificates to trust when packages are downloaded, in PEM format; on nodes, for all of their programs",
     },
 )
 @_plain_errors
-def install(c, variant, target="local", set=None, broker="", worker=None, ha=False, ca_bundle=""):
+def install(
+    c, variant, target="local", set=None, broker="", worker=None, ha=False, distribution="", dags="", artifacts="", image="", ca_bundle=""
+):
     """Install a variant and start it; running it again changes nothing."""
     if variant in ("-h", "--help"):
         raise UsageError("Help comes before the task.", "fab --help install")
@@ -86,7 +93,9 @@ def install(c, variant, target="local", set=None, broker="", worker=None, ha=Fal
     certificates.bundle()
     place = open_target(target)
     listed = [parse_worker(text) for text in worker] if worker else None
-    done = place.install(wanted(variant, changes, broker, listed, ha), _progress())
+    given = {"distribution": distribution, "dags": dags, "artifacts": _folder(artifacts), "image": image}
+    options = KubernetesOptions(**{name: value for name, value in given.items() if value})
+    done = place.install(wanted(variant, changes, broker, listed, ha, options), _progress())
     for change in done:
         print(change)
     print(f"{variant} on {target}: {_count(len(done))}.")
@@ -184,6 +193,11 @@ def destroy(c, target="local"):
     """Stop everything and remove what was installed, on vagrant the machines too; works on a damaged installation."""
     open_target(target).destroy(_progress())
     print("The machines are gone." if target == "vagrant" else f"Nothing of Airflow is left in {lab_home().root}.")
+
+
+def _folder(text: str) -> str:
+    """Return the whole path of a folder, by which it is found again from elsewhere."""
+    return str(Path(text).expanduser().resolve()) if text else ""
 
 
 def _count(changes: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from provision.errors import UsageError
@@ -59,7 +60,24 @@ CELERY: Mapping[str, str] = {
     # A setting of the labs' own, read by provision/files/airflow_local_settings.py.
     "labs.preload": "True",
 }
+# One pod for each task; every value that is Airflow's own default is here because a lab predicts with it.
+KUBERNETES: Mapping[str, str] = {
+    "kubernetes_executor.namespace": "airflow",
+    # Pods that the executor creates in one loop of the scheduler (default 1).
+    "kubernetes_executor.worker_pods_creation_batch_size": "16",
+    "kubernetes_executor.delete_worker_pods": "True",
+    # The log of a task that failed is kept by the node; its pod would only take the place of another (default False).
+    "kubernetes_executor.delete_worker_pods_on_failure": "True",
+    # How often a pod that a quota refused is tried again, -1 for ever; the default 0 fails its task at once.
+    "kubernetes_executor.task_publish_max_retries": "0",
+    # What a pod asks of its node, as Kubernetes writes it: settings of the labs' own, which go into the pod template.
+    "labs.pod_cpu": "100m",
+    "labs.pod_memory": "256Mi",
+}
 BROKERS = ("redis", "rabbitmq")
+DISTRIBUTIONS = ("k3s", "rke2")
+# How DAGs get into the pods of tasks.
+DAG_SOURCES = ("volume", "git", "image")
 # What else has a log of its own, and so a name that no worker can have.
 NOT_A_WORKER = ("supervisord", "migrate", "haproxy", "log-server", "api-server-2", "scheduler-2", *BROKERS)
 
@@ -86,6 +104,7 @@ class Variant:
     settings: Mapping[str, str] = field(default_factory=dict)
     as_shipped: bool = False
     workers: tuple[Worker, ...] = ()
+    targets: tuple[str, ...] = ("local", "vagrant")
 
     def __post_init__(self) -> None:
         """Raise UsageError for an executor and a database that do not go together."""
@@ -95,6 +114,11 @@ class Variant:
     def uses_celery(self) -> bool:
         """Whether tasks go through a broker to Celery workers."""
         return "CeleryExecutor" in self.executor
+
+    @property
+    def uses_kubernetes(self) -> bool:
+        """Whether tasks run in pods of their own."""
+        return "KubernetesExecutor" in self.executor
 
     def effective_settings(self, changes: Mapping[str, str]) -> dict[str, str]:
         """Return every setting by "section.key": common and tuned ones, the variant's, then the lab's changes."""
@@ -139,19 +163,43 @@ VARIANTS: Mapping[str, Variant] = {
             settings={"core.parallelism": "16", **CELERY},
             workers=tuple(Worker(f"worker-{n}") for n in (1, 2, 3)),
         ),
+        Variant(
+            name="kubernetes",
+            summary="KubernetesExecutor on Rancher's K3s or RKE2: one pod for each task, and PostgreSQL",
+            executor="KubernetesExecutor",
+            database="postgres",
+            services=("postgres", *CORE_SERVICES),
+            settings={"core.parallelism": "16", **KUBERNETES},
+            targets=("vagrant",),
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
+class KubernetesOptions:
+    """How the cluster of a variant with Kubernetes is made, and what is in its pods.
+
+    `artifacts` is a folder with the distribution's files, empty for a download; `image` one that has the same Airflow,
+    empty for one that is made of the nodes' own environment.
+    """
+
+    distribution: str = DISTRIBUTIONS[0]
+    dags: str = DAG_SOURCES[0]
+    artifacts: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True)
 class Wanted:
-    """What an install is asked for: a variant, setting changes, and for Celery the kind of broker and the workers."""
+    """What an install is asked for: a variant, setting changes, for Celery the kind of broker and the workers."""
 
     variant: Variant
     changes: Mapping[str, str]
     broker: str = ""
     workers: tuple[Worker, ...] = ()
     ha: bool = False
+    kubernetes: KubernetesOptions | None = None
 
     def command(self) -> str:
         """Return the command that asks for exactly this."""
@@ -164,6 +212,10 @@ class Wanted:
             words += [word for worker in self.workers for word in ("--worker", str(worker))]
         if self.ha:
             words += ["--ha"]
+        if self.kubernetes:
+            for option in fields(KubernetesOptions):
+                if (value := getattr(self.kubernetes, option.name)) != option.default:
+                    words += [f"--{option.name}", value]
         return shlex.join(words)
 
 
@@ -173,13 +225,16 @@ def wanted(
     broker: str | None = None,
     workers: Iterable[Worker] | None = None,
     ha: bool = False,
+    kubernetes: KubernetesOptions | None = None,
 ) -> Wanted:
-    """Return a checked request; broker and workers are the variant's own unless they are given.
+    """Return a checked request; broker, workers and Kubernetes are the variant's own unless they are given.
 
     With `ha` there are two API servers behind HAProxy and a second scheduler. Raises UsageError for an unknown
-    variant or broker, and for workers, a broker or `ha` where there is no Celery.
+    variant, broker, distribution or source of DAGs; for workers, a broker or `ha` where there is no Celery; and for
+    options of Kubernetes where there is none.
     """
     chosen = variant_named(variant)
+    cluster = _checked_options(chosen, kubernetes)
     if not chosen.uses_celery:
         if ha:
             raise UsageError(
@@ -188,7 +243,7 @@ def wanted(
             )
         if broker or workers is not None:
             raise UsageError(f"The variant {variant} has neither a broker nor workers.", "fab install celery")
-        return Wanted(chosen, dict(changes or {}))
+        return Wanted(chosen, dict(changes or {}), kubernetes=cluster)
     if broker and broker not in BROKERS:
         raise UsageError(f"Unknown broker {broker!r}.", f"choose one of: {', '.join(BROKERS)}")
     listed = check_together(chosen.workers if workers is None else workers)
@@ -197,7 +252,28 @@ def wanted(
             raise UsageError(
                 f"A worker cannot be called {worker.name}: that is the name of a service.", "choose another name, such as worker-4"
             )
-    return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed, ha)
+    return Wanted(chosen, dict(changes or {}), broker or BROKERS[0], listed, ha, cluster)
+
+
+def _checked_options(variant: Variant, asked: KubernetesOptions | None) -> KubernetesOptions | None:
+    if not variant.uses_kubernetes:
+        if asked is not None and asked != KubernetesOptions():
+            raise UsageError(f"The variant {variant.name} has no Kubernetes.", "fab install kubernetes --target vagrant")
+        return None
+    options = asked or KubernetesOptions()
+    for value, known, what in ((options.distribution, DISTRIBUTIONS, "distribution"), (options.dags, DAG_SOURCES, "source of DAGs")):
+        if value not in known:
+            raise UsageError(f"Unknown {what} {value!r}.", f"choose one of: {', '.join(known)}")
+    if options.image and not re.fullmatch(r"[a-z0-9][a-z0-9._/:-]*:[A-Za-z0-9_.-]+", options.image):
+        raise UsageError(f"{options.image!r} is not the name of an image.", "write REPOSITORY:TAG, for example apache/airflow:3.3.2")
+    return options
+
+
+def require_target(variant: Variant, target: str) -> None:
+    """Raise UsageError if a variant cannot run on a target."""
+    if target not in variant.targets:
+        where = " or ".join(f"--target {name}" for name in variant.targets)
+        raise UsageError(f"The variant {variant.name} needs a cluster of machines.", f"fab up, then fab install {variant.name} {where}")
 
 
 def wanted_again(document: Mapping[str, Any], workers: Iterable[Worker] | None = None) -> Wanted:
@@ -209,7 +285,9 @@ def wanted_again(document: Mapping[str, Any], workers: Iterable[Worker] | None =
     broker = (document.get("broker") or {}).get("kind")
     if broker and workers is None:
         workers = listed_workers(document["workers"])
-    return wanted(document["variant"], document["changes"], broker, workers, document.get("ha", False))
+    options = document.get("kubernetes")
+    known = KubernetesOptions(**{each.name: options[each.name] for each in fields(KubernetesOptions)}) if options else None
+    return wanted(document["variant"], document["changes"], broker, workers, document.get("ha", False), known)
 
 
 def variant_named(name: str) -> Variant:

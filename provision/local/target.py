@@ -26,7 +26,7 @@ from provision.local.supervisor import QUICK_STOP_S, Supervisor, log_path, owned
 from provision.lock import exclusive
 from provision.pins import airflow_version
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
-from provision.variants import Wanted, wanted_again
+from provision.variants import Wanted, require_target, wanted_again
 from provision.workers import Worker
 
 # Where DAG files of the user go when an installation is removed.
@@ -64,6 +64,7 @@ class LocalTarget:
         Raises UsageError for an unknown setting and for a second scheduler, ProvisionError when a step fails. Running
         it again finishes an interrupted install.
         """
+        require_target(asked.variant, self.name)
         if asked.ha:
             raise UsageError("A second scheduler wants a node of its own.", "fab up, then fab install celery --ha --target vagrant")
         airflow.check_changes(asked.changes, asked.variant)

@@ -40,9 +40,6 @@ ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
 APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
 # A machine that is new upgrades itself, with as many packages as its box is old.
 APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
-APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
-# A machine that is new upgrades itself, with as many packages as its box is old.
-APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -127,6 +124,22 @@ def run(argv: list[str], user: str = "", environment: dict[str, str] | None = No
         lines = "\n".join(f"  {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-10:])
         raise Failure(f"{' '.join(argv[:3])} failed (exit code {done.returncode}):\n{lines}")
     return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def run_reporting(argv: list[str]) -> dict[str, Any]:
+    """Return the last JSON object that a command prints; those before it are its progress. Raises Failure with its last lines."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_clean()) as process:
+        lines, found = [], {}
+        for line in process.stdout:
+            try:
+                found = json.loads(line)
+                if "progress" in found:
+                    say(found)
+            except ValueError:
+                lines = [*lines[-9:], line]
+    if process.returncode:
+        raise Failure(f"{' '.join(argv[:2])} failed (exit code {process.returncode}):\n{''.join(f'  {line}' for line in lines)}")
+    return found
 
 
 def _clean() -> dict[str, str]:
@@ -670,7 +683,7 @@ def settle() -> None:
 
 CHANGING = (
     install_packages, trust, make_user, renumber_user, make_folders, write_files, remove, build_environment, link, systemctl, start, stop,
-    run, settle,
+    run, run_reporting, settle,
 )  # fmt: skip
 OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation

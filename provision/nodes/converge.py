@@ -14,12 +14,29 @@ from provision.environments import TABLES, check_known
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
+from provision.kube.install import apply_objects, provide_image, send_artifacts, wait_until_ready
+from provision.kube.look import ready_nodes
+from provision.kube.plan import plan_cluster
+from provision.kube.state import Kubernetes
 from provision.nodes import stores
 from provision.nodes.agent import LOCK, LOCK_WAIT_S
 from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
-from provision.nodes.plan import CHRONY, CLOCK, DISTRIBUTIONS_OWN, RENUMBER, SERVICES, STORES, WORKERS, Step, asked_of, kind_of, plan
-from provision.nodes.session import Nodes, Session
+from provision.nodes.plan import (
+    CHRONY,
+    CLOCK,
+    CLUSTER,
+    DISTRIBUTIONS_OWN,
+    RENUMBER,
+    STOP_ORDER,
+    STORES,
+    WORKERS,
+    Step,
+    asked_of,
+    kind_of,
+    plan,
+)
+from provision.nodes.session import PROXY_VARIABLE, Nodes, Session
 from provision.readiness import START_VARIABLE, ApiHealth, Ready, api_answers, flower_answers, start_seconds
 
 Report = Callable[[str], None]
@@ -27,14 +44,15 @@ START_SECONDS = 300
 CREATE_CLUSTER = "/etc/postgresql-common/createcluster.conf"
 SCHEDULERS = ("scheduler", "scheduler-2")
 ALIVE = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
-PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
 
 
 class Converge:
     """One desired state, compared with what the nodes are and made real."""
 
-    def __init__(self, home: LabHome, desired: Desired, nodes: Nodes, ssh_config: Path) -> None:
+    def __init__(self, home: LabHome, desired: Desired, nodes: Nodes, ssh_config: Path, desire_again: Callable[[], Desired]) -> None:
+        """Prepare it; `desire_again` says what the nodes should look like now that more is known of them."""
         self.home, self.desired, self.nodes, self.ssh_config = home, desired, nodes, ssh_config
+        self._desire_again = desire_again
         self.control = nodes[desired.cluster.control.name]
 
     def settle(self, report: Report) -> None:
@@ -54,6 +72,8 @@ class Converge:
         self._renumber(steps, report)
         self._write(steps, report)
         self._start_stores(steps, report)
+        if self.desired.kubernetes:
+            steps = self._start_cluster(self.desired.kubernetes, steps, report)
         self._migrate(steps, report)
         self._start(steps, report)
         self._resize(steps, report)
@@ -85,6 +105,8 @@ class Converge:
             house = wheelhouse.fill(self.home, about.python, about.machine, report)
             report(f"installing Airflow on {', '.join(unbuilt)}")
             self.nodes.each(lambda node: self._build(node, house, report), unbuilt)
+        if self.desired.kubernetes:
+            send_artifacts(self.desired.kubernetes, plan_cluster(self.desired.kubernetes), self.nodes, self.ssh_config, report)
 
     def _install_packages(self, node: Session, names: list[str], proxy: str, report: Report) -> None:
         if "postgresql" in names:
@@ -127,7 +149,7 @@ class Converge:
 
     def _stop(self, steps: list[Step], report: Report) -> None:
         stopping = [step for step in steps if step.action in ("stop", "restart") and step.name != CLOCK]
-        for kind in (WORKERS, SERVICES, STORES):
+        for kind in STOP_ORDER:
             chosen = [step for step in stopping if kind_of(self.desired, step.name) == kind]
             if chosen:
                 report(
@@ -198,6 +220,42 @@ class Converge:
         if broker in names:
             self._wait(Ready({broker: lambda: self._with_fleet(lambda fleet: fleet.reachable())}).missing, report)
 
+    # -- Kubernetes -------------------------------------------------------------------------------
+
+    def _start_cluster(self, kubernetes: Kubernetes, steps: list[Step], report: Report) -> list[Step]:
+        """Bring up server, objects, agents and images; return what is left to do of everything else.
+
+        What the server makes at its first start, tokens and credentials, is part of what the other nodes should
+        have: so everything is looked at again, twice.
+        """
+        control = self.control
+        self._start_kind(CLUSTER, [step for step in steps if step.node == control.name], report)
+        if kubernetes.seen.objects_differ:
+            apply_objects(kubernetes, control, report)
+        steps = self._plan_again(report)
+        kubernetes = self.desired.kubernetes
+        self._start_kind(CLUSTER, steps, report)
+        wait_until_ready(kubernetes, self.nodes, lambda: ready_nodes(kubernetes, control), report)
+        steps = self._plan_again(report)
+        provide_image(
+            self.desired.kubernetes, plan_cluster(self.desired.kubernetes), self.nodes, self.ssh_config, self.desired.about, report
+        )
+        return steps
+
+    def _plan_again(self, report: Report) -> list[Step]:
+        self.desired = self._desire_again()
+        steps = self.plan()
+        # Those that run with other settings than they should have by now.
+        self._stop([step for step in steps if step.action == "restart"], report)
+        self._write(steps, report)
+        return steps
+
+    def _start_kind(self, kind: str, steps: list[Step], report: Report) -> None:
+        chosen = [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == kind]
+        if chosen:
+            report(f"starting {', '.join(step.name for step in chosen)}")
+            self._on_nodes(chosen, "start")
+
     def _initialise_postgres(self, report: Report) -> None:
         data, major = stores.POSTGRES_DATA, self.desired.about.postgres_major
         if self.control.call("read", path=f"{data}/PG_VERSION").strip() == str(major):
@@ -255,7 +313,7 @@ class Converge:
     def _start(self, steps: list[Step], report: Report) -> None:
         begun = self.nodes.each(lambda node: node.call("clock"))
         starting = [step for step in steps if step.action in ("start", "restart") and step.name != CLOCK]
-        chosen = [step for step in starting if kind_of(self.desired, step.name) != STORES]
+        chosen = [step for step in starting if kind_of(self.desired, step.name) not in (STORES, CLUSTER)]
         if chosen:
             report(f"starting {', '.join(step.name for step in chosen)}")
             self._on_nodes(chosen, "start")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +13,9 @@ from provision import airflow
 from provision.airflow import AIRFLOW_SERVICES, API_USER, Placement, Service
 from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY, LabHome
+from provision.kube import manifests
+from provision.kube import state as cluster_state
+from provision.kube.state import Kubernetes
 from provision.nodes import stores, units
 from provision.nodes.layout import API_PORT, BACKEND_PORT, FLOWER_PORT, LOGS_PORT, POSTGRES_PORT, RABBITMQ_PORT, REDIS_PORT, USER, Layout
 from provision.nodes.units import Unit
@@ -24,6 +27,8 @@ from provision.workers import Worker
 FILES = REPOSITORY / "provision" / "files"
 STORES = ("postgres", "redis", "rabbitmq")
 LOG_SERVER = "log-server-"
+# The labs' own credentials for the cluster, in the folder of the installation.
+KUBECONFIG = "kubeconfig"
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Desired:
     environment: Mapping[str, str]
     nodes: dict[str, NodeState]
     certificates: str = ""
+    kubernetes: Kubernetes | None = None
 
     @property
     def environment_path(self) -> PurePosixPath:
@@ -168,8 +174,12 @@ def desired_state(
     about: About,
     secrets: Mapping[str, str],
     certificates: str = "",
+    kubernetes: Kubernetes | None = None,
 ) -> Desired:
-    """Return what the variant should look like on the nodes, which trust these certificates besides those of their distribution."""
+    """Return what the variant should look like on the nodes, which trust these certificates besides those of their distribution.
+
+    `kubernetes` is the cluster of a variant that has one.
+    """
     variant, control = wanted.variant, cluster.control
     placement = Placement(
         airflow_binary=Path(layout.current / "bin" / "airflow"),
@@ -181,6 +191,7 @@ def desired_state(
         broker_url=stores.broker_url(wanted.broker, control.address, _broker_port(layout, wanted.broker), secrets["broker_password"]),
         flower_port=layout.port(FLOWER_PORT) if "flower" in variant.services else 0,
         passwords_folder=Path(layout.passwords),
+        **_pod_placement(layout, kubernetes),
     )
     environment = airflow.render_environment(variant, placement, secrets, wanted.changes)
     local_settings = "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
@@ -204,19 +215,42 @@ def desired_state(
             files[str(placement.passwords_file)] = RemoteFile(json.dumps({API_USER: secrets["api_password"]}) + "\n", USER, USER, "0600")
         here = {worker.name: worker for worker in wanted.workers if where[worker.name] == node.name}
         # Wherever workers may come and go: the logs of those that left stay.
-        if wanted.broker and node in cluster.workers and node != control:
+        if (wanted.broker or kubernetes) and node in cluster.workers and node != control:
             own.append(units.airflow_unit(layout, _log_server(node, layout), relevant, (), binary="uvicorn"))
         own += [units.worker_unit(layout, worker, relevant) for worker in here.values()]
+        packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
+        if kubernetes:
+            packages += cluster_state.packages(node, cluster)
+            texts = cluster_state.files(kubernetes, node, secrets["cluster_token"])
+            files |= {path: RemoteFile(text, "root", group, mode) for path, (text, group, mode) in texts.items()}
+            own.append(_cluster_unit(kubernetes, node, texts))
         files |= {unit.path: RemoteFile(unit.text, group="root", mode="0644") for unit in own}
         if not layout.instance:
             hosts = stores.hosts_file(cluster, node.name, aliases)
             files["/etc/hosts"] = RemoteFile(hosts, group="root", mode="0644")
             files["/etc/tmpfiles.d/airflow-labs.conf"] = RemoteFile(stores.hosts_at_boot(hosts), group="root", mode="0644")
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
-        packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
-        nodes[node.name] = NodeState(node, packages, files, own, _folders(layout, own), here, unwanted)
-    return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes, certificates)
+        nodes[node.name] = NodeState(node, packages, files, own, _folders(layout, own, kubernetes), here, unwanted)
+    return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes, certificates, kubernetes)
+
+
+def _pod_placement(layout: Layout, kubernetes: Kubernetes | None) -> dict[str, str]:
+    if kubernetes is None:
+        return {}
+    return {
+        "kubeconfig": str(layout.configuration / "kubeconfig"),
+        "pod_template": str(layout.configuration / "pod.yaml"),
+        "pod_image": kubernetes.pods.image,
+    }
+
+
+def _cluster_unit(kubernetes: Kubernetes, node: Node, texts: Mapping[str, tuple[str, str, str]]) -> Unit:
+    name, distribution = kubernetes.service(node), kubernetes.distribution
+    # What is read once, at the start: objects and the pod template change while it runs.
+    read = {path: text for path, (text, _, _) in texts.items() if path in (str(distribution.configuration), str(kubernetes.token_file()))}
+    purpose = f"{distribution.title}, {'server' if node == kubernetes.cluster.control else 'agent'}: Kubernetes on this node"
+    return units.cluster_unit(kubernetes.layout, name, purpose, cluster_state.unit_body(kubernetes, node), read)
 
 
 def worker_text(worker: Worker) -> RemoteFile:
@@ -230,10 +264,11 @@ def _files_of_any_variant(layout: Layout, placement: Placement) -> list[str]:
     broker = ("redis.conf", "rabbitmq.conf", "rabbitmq-definitions.json", "rabbitmq.env", "rabbitmq-plugins")
     names = ("postgresql.conf", "pg_hba.conf", *broker, "haproxy.cfg")
     earlier = f"{layout.airflow_home}/passwords.json"
-    return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names)]
+    cluster = [] if layout.instance else cluster_state.files_of_any_cluster(layout)
+    return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names), *cluster]
 
 
-def _folders(layout: Layout, own: Collection[Unit]) -> dict[str, RemoteFolder]:
+def _folders(layout: Layout, own: Collection[Unit], kubernetes: Kubernetes | None) -> dict[str, RemoteFolder]:
     """Return the folders of a node, outer ones first; root writes into none that belongs to Airflow's user."""
     written, read_only = RemoteFolder(USER, USER, "0750"), RemoteFolder("root", USER, "0750")
     services = {unit.service for unit in own}
@@ -248,6 +283,7 @@ def _folders(layout: Layout, own: Collection[Unit]) -> dict[str, RemoteFolder]:
         layout.migrated: read_only,
         layout.dags: read_only,
         layout.specs: read_only,
+        **(dict.fromkeys(cluster_state.folders(kubernetes), RemoteFolder()) if kubernetes else {}),
         **dict.fromkeys(layout.written, written),
         **{PurePosixPath(stores.FOLDERS[name]): RemoteFolder(name, name, "0700") for name in STORES if name in services},
     }
@@ -376,6 +412,7 @@ def installation_document(desired: Desired, home: LabHome, nodes: list[dict[str,
         "settings": airflow.public_settings(wanted.variant, wanted.changes),
         "changes": dict(wanted.changes),
         **_celery_document(desired),
+        "kubernetes": _kubernetes_document(desired, home),
         "services": [
             {
                 "name": unit.service, "node": state.node.name, "log": f"journal of {unit.name}",
@@ -385,6 +422,19 @@ def installation_document(desired: Desired, home: LabHome, nodes: list[dict[str,
         ],
         "nodes": nodes,
     }  # fmt: skip
+
+
+def _kubernetes_document(desired: Desired, home: LabHome) -> dict[str, Any] | None:
+    kubernetes = desired.kubernetes
+    if kubernetes is None:
+        return None
+    return asdict(desired.wanted.kubernetes) | {
+        "namespace": manifests.NAMESPACE,
+        "lab_namespace": manifests.LAB_NAMESPACE,
+        "kubeconfig": str(home.root / KUBECONFIG),
+        "pod_image": kubernetes.pods.image,
+        "task_nodes": [node.name for node in kubernetes.task_nodes],
+    }
 
 
 def _celery_document(desired: Desired) -> dict[str, Any]:

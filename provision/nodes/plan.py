@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from provision.kube.plan import plan_cluster
 from provision.nodes.desired import LOG_SERVER, Desired, NodeState, worker_text
 from provision.nodes.layout import USER, USER_NUMBER
 from provision.target import Change
+from provision.variants import DISTRIBUTIONS
 
 CHRONY = "/etc/chrony/conf.d/airflow-labs.conf"
 CLOCK = "chrony"
@@ -20,7 +22,7 @@ DISTRIBUTIONS_OWN = (
 OWN_SERVICES = frozenset({"api-server", "api-server-2", "scheduler", "scheduler-2", "dag-processor", "triggerer", "flower", "haproxy"})
 RENUMBER = "renumber"
 # In which order services are stopped; they start the other way round.
-WORKERS, SERVICES, STORES = "workers", "services", "stores"
+WORKERS, SERVICES, CLUSTER, STORES = STOP_ORDER = ("workers", "services", "cluster", "stores")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def plan(desired: Desired, facts: Mapping[str, Mapping[str, Any]], database_mark
     if database_mark != desired.database_mark:
         why = "Airflow's tables are not there, or of another version or password"
         steps.append(Step(desired.cluster.control.name, "migrate", f"database {desired.wanted.variant.database}", why))
+    if desired.kubernetes:
+        steps += [Step(step.node, step.action, step.name, step.why) for step in plan_cluster(desired.kubernetes)]
     return steps
 
 
@@ -132,4 +136,6 @@ def kind_of_service(service: str) -> str:
     """Return the group of a service by its name alone; what is neither a store nor one of Airflow's own was a worker."""
     if service in ("postgres", "redis", "rabbitmq"):
         return STORES
+    if service.startswith(tuple(f"{name}-" for name in DISTRIBUTIONS)):
+        return CLUSTER
     return SERVICES if service in OWN_SERVICES or service.startswith(LOG_SERVER) else WORKERS

@@ -18,6 +18,8 @@ Report = Callable[[str], None]
 Result = TypeVar("Result")
 # The agent says every few seconds that it is still there, whatever it is doing.
 SILENCE_S = 60
+# A proxy for the distribution's packages, as nodes see it.
+PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
 AGENT = Path(__file__).with_name("agent.py")
 
 

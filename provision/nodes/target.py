@@ -13,14 +13,16 @@ from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
 from provision.installed_fleet import InstalledFleet
+from provision.kube.describe import described, lab_kubeconfig
+from provision.kube.state import Kubernetes
 from provision.local.processes import IDLE, WORKER_TITLE
 from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
-from provision.nodes.desired import About, Desired, RemoteFile, desired_state, installation_document
+from provision.nodes.desired import KUBECONFIG, About, Desired, RemoteFile, desired_state, environment_path, installation_document
 from provision.nodes.layout import USER, Layout
-from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of_service
+from provision.nodes.plan import STOP_ORDER, asked_of, kind_of_service
 from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster
@@ -211,7 +213,7 @@ class NodesTarget:
             pattern, prefix = f"{self.layout.unit_prefix}*.service", self.layout.unit_prefix
             there = self.nodes.each(lambda node: node.call("names_in", folder="/etc/systemd/system", pattern=pattern))
             states = self.nodes.each(lambda node: node.call("states", units=there[node.name]))
-            for kind in (WORKERS, SERVICES, STORES):
+            for kind in STOP_ORDER:
                 chosen = {
                     node: [unit for unit in units if kind_of_service(unit.removeprefix(prefix).removesuffix(".service")) == kind]
                     for node, units in there.items()
@@ -266,23 +268,32 @@ class NodesTarget:
 
     # -- install ----------------------------------------------------------------------------------
 
-    def _desired(self, asked: Wanted) -> Desired:
+    def _desired(self, asked: Wanted, report: Report = _silent) -> Desired:
         self.home.prepare()
         if self._about is None:
             self._about = self._about_nodes()[0]
         bundle = certificates.bundle()
         trusted = bundle.read_text() if bundle else ""
-        return desired_state(asked, self.cluster, self.layout, self._about, secret_store.load_or_create(self.home), trusted)
+        secrets = secret_store.load_or_create(self.home)
+        kubernetes = self._kubernetes(asked, self._about, report) if asked.kubernetes else None
+        return desired_state(asked, self.cluster, self.layout, self._about, secrets, trusted, kubernetes)
+
+    def _kubernetes(self, asked: Wanted, about: About, report: Report = _silent) -> Kubernetes:
+        if self.layout.instance:
+            raise UsageError("Kubernetes cannot be installed twice on the same nodes.", "fab install kubernetes --target vagrant")
+        return described(
+            asked, self.cluster, self.layout, environment_path(self.layout, about), about.machine, self.nodes, self.shared, report
+        )
 
     def _converge(self, desired: Desired) -> Converge:
-        return Converge(self.shared, desired, self.nodes, self.machines.ssh_config())
+        return Converge(self.shared, desired, self.nodes, self.machines.ssh_config(), lambda: self._desired(desired.wanted))
 
     def _install(self, asked: Wanted, report: Report) -> list[Change]:
         report("looking at the nodes")
         if self.machines.ids() and not self.machines.recorded():
             # Made by Vagrant itself: their host keys are not known yet.
             self.machines.up(report=report)
-        desired = self._desired(asked)
+        desired = self._desired(asked, report)
         converge = self._converge(desired)
         converge.settle(report)
         converge.check_settings()
@@ -294,7 +305,7 @@ class NodesTarget:
             converge.apply(steps, report)
         elif not finished:
             converge.wait_until_healthy(report)
-        self._write_installation(desired)
+        self._write_installation(converge.desired)
         return [step.change for step in steps]
 
     def _write_installation(self, desired: Desired) -> None:
@@ -312,11 +323,20 @@ class NodesTarget:
         states = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
         pids = {node: {service: states[node][unit]["pid"] for service, unit in services.items()} for node, services in units.items()}
         write_private(self._services_file, json.dumps({"units": units, "pids": pids}, sort_keys=True) + "\n")
+        self._write_kubeconfig(desired)
         text = json.dumps(installation_document(replace(desired, about=about), self.home, nodes), indent=1, sort_keys=True) + "\n"
         write_private(self.home.installation, text)
         if not self.layout.instance:
             # What `labs` works with is the installation that was made or looked after last.
             write_private(self.shared.installation, text)
+
+    def _write_kubeconfig(self, desired: Desired) -> None:
+        """Give the labs credentials of their own for the cluster, or take away those of one that is not there any more."""
+        path = self.home.root / KUBECONFIG
+        if desired.kubernetes is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_private(path, lab_kubeconfig(self._kubernetes(desired.wanted, desired.about)))
 
     def _workers_after(self, desired: Desired) -> tuple[Worker, ...]:
         """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""

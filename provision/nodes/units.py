@@ -92,6 +92,11 @@ def store_unit(
     return _unit(layout, name, purpose, body, _digest(*sorted(files.values())), (), ["StartLimitIntervalSec=0"])
 
 
+def cluster_unit(layout: Layout, name: str, purpose: str, body: Sequence[str], files: Mapping[str, str]) -> Unit:
+    """Return the unit of a node's Kubernetes; `files` are the texts that it is configured by."""
+    return _unit(layout, name, purpose, body, _digest(*sorted(files.values())), ())
+
+
 def _airflow_body(layout: Layout, command: str, writable: Sequence[PurePosixPath] = ()) -> list[str]:
     return [
         f"User={USER}",

@@ -1,0 +1,105 @@
+"""Looks at a cluster through its nodes, changing nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from provision.kube import manifests
+from provision.kube.state import ClusterSeen, Kubernetes
+from provision.nodes.session import Nodes, Session
+
+
+def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
+    """Return what the nodes say of the cluster; where its server does not answer, only what is known without it."""
+    control = nodes[kubernetes.cluster.control.name]
+    names = [node.name for node in kubernetes.cluster.nodes]
+    software = nodes.each(lambda node: bool(node.call("names_in", folder=str(kubernetes.software), pattern="complete")), names)
+    there = [name for name, found in software.items() if found]
+    seen = replace(
+        kubernetes.seen,
+        software=frozenset(there),
+        join_token=control.call("read", path=str(kubernetes.distribution.join_token)).strip(),
+        image_archive=control.call("read", path=f"{kubernetes.image_archive}.digest").strip(),
+        images=nodes.each(lambda node: _image(kubernetes, node), [n.name for n in kubernetes.task_nodes if n.name in there]),
+    )
+    if control.name not in there:
+        return seen
+    ready = ready_nodes(kubernetes, control)
+    if not ready:
+        return seen
+    authority, accounts = _accounts(kubernetes, control)
+    return replace(
+        seen,
+        ready=ready,
+        authority=authority,
+        accounts=accounts,
+        objects_differ=_run(kubernetes, control, ["diff", "-f", "-"], kubernetes.objects())["code"] != 0,
+    )
+
+
+def interfaces(addresses: Mapping[str, str], nodes: Nodes) -> dict[str, str]:
+    """Return the network interface of each node's private address, by node."""
+
+    def of(node: Session) -> str:
+        shown = node.call("ask", argv=["ip", "-json", "-4", "address", "show"])["out"]
+        return interface_of(addresses[node.name], json.loads(shown))
+
+    return nodes.each(of)
+
+
+def interface_of(address: str, listed: list[dict[str, Any]]) -> str:
+    """Return the interface that has an address, in what `ip -json address` lists; empty if none has."""
+    return next((entry["ifname"] for entry in listed for each in entry.get("addr_info", ()) if each.get("local") == address), "")
+
+
+def ready_nodes(kubernetes: Kubernetes, control: Session) -> frozenset[str]:
+    """Return the nodes that Kubernetes can use now; none if its server does not answer."""
+    document = _json(kubernetes, control, "get", "nodes", "-o", "json")
+    return frozenset(_ready(document)) if document else frozenset()
+
+
+def _ready(document: Mapping[str, Any]) -> list[str]:
+    return [
+        item["metadata"]["name"]
+        for item in document["items"]
+        if any(condition["type"] == "Ready" and condition["status"] == "True" for condition in item["status"].get("conditions", ()))
+    ]
+
+
+def _accounts(kubernetes: Kubernetes, control: Session) -> tuple[str, dict[str, str]]:
+    authority, tokens = "", {}
+    for name, namespace in (
+        (manifests.EXECUTOR_ACCOUNT, manifests.NAMESPACE),
+        (manifests.LAB_ACCOUNT, manifests.LAB_NAMESPACE),
+    ):
+        secret = _json(kubernetes, control, "get", "secret", name + manifests.CREDENTIALS, "-n", namespace, "-o", "json")
+        data = (secret or {}).get("data") or {}
+        if "token" in data:
+            authority, tokens[name] = data["ca.crt"], base64.b64decode(data["token"]).decode()
+    return authority, tokens
+
+
+def _image(kubernetes: Kubernetes, node: Session) -> str:
+    argv = [*kubernetes.distribution.ctr(kubernetes.software), "images", "ls", f"name=={kubernetes.pods.image}"]
+    shown = node.call("ask", argv=argv, check=False)["out"]
+    return image_digest(kubernetes.pods.image, shown)
+
+
+def image_digest(reference: str, listed: str) -> str:
+    """Return the digest of an image in what `ctr images ls` prints; empty if it is not listed."""
+    rows = [line.split() for line in listed.splitlines()]
+    return next((row[2] for row in rows if len(row) > 2 and row[0] == reference), "")
+
+
+def _json(kubernetes: Kubernetes, control: Session, *arguments: str) -> dict[str, Any] | None:
+    done = _run(kubernetes, control, ["--request-timeout=5s", *arguments])
+    return json.loads(done["out"]) if done["code"] == 0 else None
+
+
+def _run(kubernetes: Kubernetes, control: Session, arguments: list[str], text: str = "") -> dict[str, Any]:
+    argv = [*kubernetes.distribution.kubectl(kubernetes.software), *arguments]
+    return control.call("ask", argv=argv, check=False, **({"text": text} if text else {}))

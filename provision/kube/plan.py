@@ -1,0 +1,57 @@
+"""What has to be done to a cluster that looks like this; beside the files and units, which are planned like all others. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from provision.kube.state import Kubernetes
+
+SEND, APPLY, BUILD, IMPORT, JOIN = "send", "apply", "make", "import", "join"
+IMAGE, OBJECTS = "pod image", "Kubernetes objects"
+
+
+@dataclass(frozen=True)
+class ClusterStep:
+    """One thing to do for the cluster: `action` on `name` at `node`, and why."""
+
+    node: str
+    action: str
+    name: str
+    why: str
+
+
+def plan_cluster(kubernetes: Kubernetes) -> list[ClusterStep]:
+    """Return what has to be done, in the order in which it is done."""
+    seen, control = kubernetes.seen, kubernetes.cluster.control.name
+    title = kubernetes.distribution.title
+    steps = [
+        ClusterStep(node.name, SEND, title, f"{kubernetes.software.name} is not there")
+        for node in kubernetes.cluster.nodes
+        if node.name not in seen.software
+    ]
+    if seen.objects_differ:
+        steps.append(ClusterStep(control, APPLY, OBJECTS, "they are not there, or not as they should be"))
+    steps += [
+        ClusterStep(node.name, JOIN, kubernetes.service(node), "Kubernetes cannot use the node yet")
+        for node in kubernetes.cluster.nodes
+        if node.name not in seen.ready
+    ]
+    return [*steps, *_image_steps(kubernetes)] if kubernetes.builds_image else steps
+
+
+def _image_steps(kubernetes: Kubernetes) -> list[ClusterStep]:
+    seen = kubernetes.seen
+    there = {node.name: seen.images.get(node.name, "") for node in kubernetes.task_nodes}
+    wanted = seen.image_archive
+    if not wanted and len(set(there.values())) == 1 and all(there.values()):
+        # The archive was removed; the image is on every node, and the same on all.
+        return []
+    steps = []
+    if not wanted:
+        steps.append(ClusterStep(kubernetes.cluster.control.name, BUILD, IMAGE, f"{kubernetes.pods.image} was not made yet"))
+    steps += [
+        ClusterStep(name, IMPORT, IMAGE, "it is not there" if not digest else "it is another one than the control node's")
+        for name, digest in there.items()
+        if not digest or digest != wanted
+    ]
+    return steps
