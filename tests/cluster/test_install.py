@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from labs import results, timeline
 from labs.installation import read_installation
 from labs.notebook import Bench
 from labs.waiting import wait_for
-from provision import fleet
+from provision import certificates, fleet
 from provision.errors import ProvisionError, UsageError
-from provision.home import REPOSITORY
+from provision.home import REPOSITORY, read_json, write_private
 from provision.lock import exclusive
+from provision.nodes.session import Session
 from provision.variants import wanted
 from provision.workers import Worker
 
@@ -201,6 +203,53 @@ def test_a_node_that_is_down_is_named_with_the_command_that_helps(target, machin
     succeed(target)
 
 
+def test_nodes_that_were_started_again_bring_everything_back_by_themselves(target, machines):
+    if machines.provider() != "docker":
+        pytest.skip("only a container can be started again from outside")
+    target.install(wanted("celery"))
+    hosts = {node: on_node(target, node, "cat", "/etc/hosts")["out"] for node in NODES}
+    target.close()
+    subprocess.run(["docker", "restart", "-t", "60", *machines.ids().values()], check=True, capture_output=True)
+    machines.up()
+
+    def is_back():
+        try:
+            return target.plan(wanted("celery")) == [] and set(target.workers_seen()) == {"worker-1", "worker-2", "worker-3"}
+        except ProvisionError:
+            return False
+
+    wait_for(is_back, 300, "Everything that was installed", every_s=2)
+    # Docker had written its own.
+    assert {node: on_node(target, node, "cat", "/etc/hosts")["out"] for node in NODES} == hosts
+    assert target.install(wanted("celery")) == []
+    succeed(target)
+
+
+def test_what_a_killed_command_still_does_is_waited_for(target, nodes):
+    target.install(wanted("sqlite"))
+    left_behind, said = Session("control", nodes["control"]), []
+    with ThreadPoolExecutor(1) as pool:
+        step = pool.submit(left_behind.call, "run", argv=["sleep", "8"])
+        wait_for(lambda: "run" in target.nodes["control"].call("read", path="/run/airflow-labs.lock"), 30, "The step", every_s=0.1)
+        assert target.install(wanted("sqlite"), said.append) == []
+        assert step.done()
+    assert any("control: waiting for another command that changes this node: run, process" in text for text in said)
+
+
+def test_certificates_that_are_newly_given_are_a_step_of_their_own(target, monkeypatch, tmp_path):
+    target.install(wanted("sqlite"))
+    bundle = tmp_path / "ca.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=a lab", "-days", "2", "-keyout", "/dev/null"]
+    subprocess.run([*request, "-out", str(bundle)], check=True, capture_output=True)
+    monkeypatch.setenv(certificates.BUNDLE_VARIABLE, str(bundle))
+    assert actions(target.plan(wanted("sqlite"))) == {("trust", "certificates")}
+    assert actions(target.install(wanted("sqlite"))) == {("trust", "certificates")}
+    assert target.install(wanted("sqlite")) == []
+    assert (
+        on_node(target, "worker-2", "openssl", "verify", "/usr/local/share/ca-certificates/airflow-labs.crt")["out"].strip().endswith("OK")
+    )
+
+
 def test_a_node_that_was_made_again_is_the_only_one_that_is_installed(target, machines):
     if machines.provider() != "docker":
         pytest.skip("only a container can be removed from outside")
@@ -225,6 +274,23 @@ def test_rabbitmq_takes_the_place_of_redis_and_has_no_guest(target):
     ports = target.nodes["control"].call("listeners")
     assert {address for address, port in ports if port == 5672} == {target.cluster.control.address}
     assert 4369 not in {port for _, port in ports}
+
+
+def test_rabbitmq_that_has_another_password_gets_the_right_one(target):
+    target.install(wanted("celery", broker="rabbitmq"))
+    secrets = read_json(target.home.secrets)
+    write_private(target.home.secrets, json.dumps(secrets | {"broker_password": secrets["broker_password"][::-1]}))
+    assert ("restart", "rabbitmq") in actions(target.install(wanted("celery", broker="rabbitmq")))
+    succeed(target)
+
+
+def test_a_second_scheduler_is_ready_before_an_install_ends(target):
+    target.install(wanted("celery", ha=True))
+    on_node(target, "worker-1", "systemctl", "stop", "airflow-scheduler-2.service")
+    assert target.query("select hostname from job where job_type = 'SchedulerJob' and state = 'running'") == [["control"]]
+    assert actions(target.install(wanted("celery", ha=True))) == {("start", "scheduler-2")}
+    running = target.query("select hostname from job where job_type = 'SchedulerJob' and state = 'running'")
+    assert sorted(running) == [["control"], ["worker-1"]]
 
 
 def test_the_second_scheduler_and_api_server_do_the_work_when_the_first_ones_are_gone(target):
@@ -256,6 +322,9 @@ def test_what_is_wrong_is_refused_before_anything_happens(target):
     target.install(wanted("sqlite"))
     with pytest.raises(UsageError, match="would have no effect"):
         target.install(wanted("sqlite", {"celery.task_acks_late": "False"}))
+    with pytest.raises(UsageError, match=r"has no setting core\.paralelism"):
+        target.install(wanted("sqlite", {"core.paralelism": "4"}))
+    assert target.installed()["variant"] == "sqlite"
     with pytest.raises(UsageError, match="Unknown variant"):
         target.install(wanted("oracle"))
     assert target.install(wanted("sqlite")) == []
