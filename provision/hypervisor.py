@@ -1,4 +1,4 @@
-"""What libvirt has of the nodes: their domains, and the volumes that are their disks."""
+"""What libvirt has of the nodes: their domains, the volumes that are their disks, and networks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def remove_strays(folder: Path, known: Iterable[str]) -> list[str]:
     for name in disks:
         _virsh("vol-delete", name, "--pool", POOL)
     return [*strays, *disks]
+
+
+def remove_networks(folder: Path) -> None:
+    """Remove the networks that Vagrant made for machines whose state is in `folder`, unless a machine uses them."""
+    made = {number for path in folder.glob("machines/*/libvirt/created_networks") for number in path.read_text().split()}
+    for number in sorted(made):
+        described = _virsh("net-dumpxml", number)
+        if described and "connections=" not in described:
+            _virsh("net-destroy", number)
+            _virsh("net-undefine", number)
 
 
 def parse_domains(text: str) -> dict[str, str]:

@@ -98,6 +98,7 @@ class Machines:
             # Also of a `fab up` that was killed before Vagrant noted down any machine.
             elif any(self.folder.glob("machines/*/libvirt")):
                 self._remove_strays("libvirt")
+                hypervisor.remove_networks(self.folder)
             for file in (self._record, *inventory.files(self.home)):
                 file.unlink(missing_ok=True)
             # A folder that is only ours goes; of one that `vagrant` shares with us, only what it would leave behind.

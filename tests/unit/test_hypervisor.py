@@ -59,6 +59,20 @@ def test_nothing_is_removed_when_libvirt_does_not_say_what_there_is(virsh, tmp_p
     assert asked() == ["list --all --uuid --name"]
 
 
+@pytest.mark.parametrize(
+    ("described", "removes"),
+    [("<network>\n", ["net-destroy 7e0d", "net-undefine 7e0d"]), ("<network connections='2'>\n", []), ("", [])],
+)
+def test_a_network_goes_when_no_machine_uses_it(virsh, tmp_path, described, removes):
+    asked = virsh()
+    (tmp_path / "net-dumpxml").write_text(described)
+    for name in ("control", "worker-1"):
+        (tmp_path / "machines" / name / "libvirt").mkdir(parents=True)
+        (tmp_path / "machines" / name / "libvirt" / "created_networks").write_text("7e0d\n")
+    hypervisor.remove_networks(tmp_path)
+    assert asked() == ["net-dumpxml 7e0d", *removes]
+
+
 def test_without_virsh_nothing_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert hypervisor.remove_strays(tmp_path, []) == []
