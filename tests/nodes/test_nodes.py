@@ -69,7 +69,8 @@ def test_files_with_secrets_can_be_read_only_by_those_who_need_them(celery, host
         assert (home.user, home.group, home.mode) == ("root", "airflow", 0o750)
         theirs = hosts[node].run("find /etc/airflow-labs /var/lib/airflow-labs -mindepth 1 -maxdepth 2 -user airflow").stdout.split()
         own = {"/etc/airflow-labs/api/passwords.json"} if node == CONTROL else set()
-        assert {path for path in theirs if "/logs/" not in path} == {"/var/lib/airflow-labs/logs", "/var/lib/airflow-labs/sqlite"} | own
+        folders = {"/var/lib/airflow-labs/logs", "/var/lib/airflow-labs/sqlite"}
+        assert {path for path in theirs if path.rpartition("/")[0] not in folders} == folders | own
         assert not hosts[node].run("find /etc/airflow-labs /etc/systemd/system -perm -o+w -not -type l").stdout
     passwords = hosts[CONTROL].file("/etc/airflow-labs/api/passwords.json")
     assert (passwords.user, passwords.mode) == ("airflow", 0o600)
@@ -153,6 +154,8 @@ def test_the_environment_belongs_to_root_and_leads_to_one_version(celery, hosts)
 def test_clocks_are_kept_and_their_difference_is_known(celery, hosts):
     for node in NODES:
         assert hosts[node].service("chrony").is_running
+    open_there = {line.split()[3] for line in hosts[CONTROL].run("ss -H -u -l -n").stdout.splitlines()}
+    assert {address for address in open_there if address.endswith(":123")} == {f"{celery.cluster.control.address}:123"}
     for node in celery.installed()["nodes"]:
         assert abs(node["clock_offset_s"]) < 60
         assert node["clock_uncertainty_s"] > 0
