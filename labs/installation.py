@@ -76,6 +76,11 @@ class Installation:
         """The kind of broker, empty without one."""
         return (self.document.get("broker") or {}).get("kind", "")
 
+    @property
+    def kubernetes(self) -> dict[str, Any]:
+        """The cluster: `kubeconfig` for the labs, `namespace` of tasks, `task_nodes`, `dags`, `pod_image`; empty without one."""
+        return self.document.get("kubernetes") or {}
+
     def node_of(self, host: str) -> str:
         """Return the node on which tasks of this host name ran; a Celery worker is a host of its own."""
         placed = {worker["name"]: worker["node"] for worker in self.workers if worker.get("node")}

@@ -13,10 +13,11 @@ from typing import Any
 
 from labs.admission import Candidate, Limit, admitted, fill, started, used_up
 from labs.errors import LabError
+from labs.pod_limits import PodRoom, pod_limits, refused_fail
 from labs.spec import Group, Spec
 from labs.worker_limits import capacities, default_queue, outcomes, queue_of, worker_limits
 
-LOCAL, CELERY = "LocalExecutor", "CeleryExecutor"
+LOCAL, CELERY, KUBERNETES = "LocalExecutor", "CeleryExecutor", "KubernetesExecutor"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Prediction:
     """What the model expects of a probe while its gate is closed.
 
     `queued` and `scheduled` count task instances that wait in these states; `binding` says in words which
-    limit caps the peak; `exhausted` is True when the probe has too few tasks to reach any limit.
+    limit caps the peak; `exhausted` is True when the probe has too few tasks to reach any limit. `failed` counts
+    those that fail instead of waiting.
     """
 
     peak: int
@@ -34,6 +36,7 @@ class Prediction:
     binding_names: tuple[str, ...]
     exhausted: bool
     caps: tuple[tuple[str, int], ...]
+    failed: int = 0
 
     @property
     def waiting(self) -> int:
@@ -41,14 +44,20 @@ class Prediction:
         return self.queued + self.scheduled
 
 
-def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], workers: Sequence[Mapping[str, Any]] = ()) -> Prediction:
-    """Return the prediction for a probe under these settings ("section.key"), pools and Celery workers.
+def predict(
+    spec: Spec,
+    settings: Mapping[str, str],
+    pools: Mapping[str, int],
+    workers: Sequence[Mapping[str, Any]] = (),
+    room: PodRoom | None = None,
+) -> Prediction:
+    """Return the prediction for a probe under these settings ("section.key"), pools, Celery workers and room for pods.
 
     `pools` are slots by name (-1 = no limit); a worker has a `name`, its `concurrency` and its `queues`.
     Raises LabError for a pool that does not exist, an executor that the model does not know, and where it
     depends on chance which worker takes which task.
     """
-    limits = limits_of(spec, settings, pools, workers)
+    limits = limits_of(spec, settings, pools, workers, room)
     candidates = candidates_of(spec, settings)
     batch = _batch(settings, pools)
     sent = admitted(candidates, limits, batch)
@@ -56,6 +65,8 @@ def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], w
     queued = len(sent) - running
     if settings["core.executor"] == CELERY:
         _require_certainty(sent, workers, settings)
+    if room is not None and room.quota is not None and refused_fail(settings):
+        return _with_failures(candidates, limits, room)
     binding = _binding(candidates, limits, sent, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
@@ -67,6 +78,27 @@ def predict(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], w
         binding_names=tuple(limit.name for limit in binding),
         exhausted=exhausted,
         caps=tuple((limit.name, limit.cap) for limit in limits),
+    )
+
+
+def _with_failures(candidates: list[Candidate], limits: list[Limit], room: PodRoom) -> Prediction:
+    """Return the prediction where a quota fails tasks at once: each failure frees its place for the next, until none waits."""
+    others = [limit for limit in limits if limit.name != "quota"]
+    if started(admitted(candidates, others, len(candidates)), others) < room.quota or room.total < room.quota:
+        raise LabError(
+            "How many tasks a quota fails depends on when pods end, if another limit holds some of them back first.",
+            "set kubernetes_executor.task_publish_max_retries=-1, or make the quota the narrowest limit",
+        )
+    (quota,) = [limit for limit in limits if limit.name == "quota"]
+    return Prediction(
+        peak=min(room.quota, len(candidates)),
+        queued=0,
+        scheduled=0,
+        binding=f"{quota.words}, and a pod that is refused is not tried again",
+        binding_names=(quota.name,),
+        exhausted=len(candidates) <= room.quota,
+        caps=tuple((limit.name, limit.cap) for limit in limits),
+        failed=max(0, len(candidates) - room.quota),
     )
 
 
@@ -84,12 +116,20 @@ def candidates_of(spec: Spec, settings: Mapping[str, str]) -> list[Candidate]:
     return sorted(ready, key=lambda c: (-c.priority, c.run, c.index if c.group.mapped else -1))
 
 
-def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int], workers: Sequence[Mapping[str, Any]] = ()) -> list[Limit]:
+def limits_of(
+    spec: Spec,
+    settings: Mapping[str, str],
+    pools: Mapping[str, int],
+    workers: Sequence[Mapping[str, Any]] = (),
+    room: PodRoom | None = None,
+) -> list[Limit]:
     """Return every limit that could cap this probe."""
     limits = [_parallelism(settings), _max_active_tasks(spec, settings)]
     if settings["core.executor"] == CELERY:
         queues = {group.queue or default_queue(settings) for group in spec.groups if not group.after}
         limits += worker_limits(capacities(workers, settings), queues, settings)
+    if settings["core.executor"] == KUBERNETES and room is not None:
+        limits += pod_limits(room, settings)
     for pool in spec.pools():
         if pool not in pools:
             raise LabError(f"Pool {pool!r} does not exist.", f"create it first: lab.pool({pool!r}, slots=3)")
@@ -102,13 +142,17 @@ def limits_of(spec: Spec, settings: Mapping[str, str], pools: Mapping[str, int],
 
 def _parallelism(settings: Mapping[str, str]) -> Limit:
     executor, parallelism = settings["core.executor"], int(settings["core.parallelism"])
-    if executor == CELERY:
+    if executor in (CELERY, KUBERNETES):
         # The CeleryExecutor counts what it has sent until its result is there, running or not
-        # (`running` in celery_executor.py; slots_available in airflow/executors/base_executor.py, 3.3.2).
+        # (`running` in celery_executor.py; slots_available in airflow/executors/base_executor.py, 3.3.2). The
+        # KubernetesExecutor counts what has a pod, or waits for one (labs.pod_limits).
         words = f"parallelism is {parallelism}: no more task instances are queued and running together"
         return Limit("parallelism", parallelism, words, scope=lambda c: "all", shrinks=True)
     if executor != LOCAL:
-        raise LabError(f"The limit model does not know the executor {executor!r}.", f"choose a variant with the {LOCAL} or the {CELERY}")
+        raise LabError(
+            f"The limit model does not know the executor {executor!r}.",
+            f"choose a variant with the {LOCAL}, the {CELERY} or the {KUBERNETES}",
+        )
     # LocalExecutor starts one worker process per unit of parallelism and hands them whatever it is given:
     # it never fills `running` (airflow/executors/local_executor.py, 3.3.2), so the scheduler goes on admitting.
     return Limit(

@@ -108,7 +108,7 @@ def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     """Return the verdict on one cell, measured on an installation that has the cell's settings."""
     api = AirflowApi(installation)
     api.set_pool(POOL, cell.slots, probe.POOL_NOTE)
-    prediction = limits.predict(cell.spec, installation.settings, api.pools(), installation.workers)
+    prediction = limits.predict(cell.spec, installation.settings, api.pools(), installation.workers, services.pod_room(installation))
     with probe.Probe(installation, api, cell.spec, services.Watcher(installation)) as running:
         result = probe.run_probe(running)
     return checks.check_peak(f"cell {cell.number:02d}: {_short(cell.words())}", prediction, result.plateau, result.peak)

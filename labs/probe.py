@@ -101,8 +101,8 @@ class Probe:
         self._watch = watcher.require_alive
         self._on_fault, self._on_collect = on_fault, on_collect
         self._tolerance_s = installation.clock_tolerance_s
-        # Workers that cannot be asked may have a task in hand; the LocalExecutor's say what they do by their titles only.
-        self._workers_answer = bool(installation.broker)
+        # Workers or pods may have a task in hand; the LocalExecutor's workers say what they do by their titles only.
+        self._workers_answer = bool(installation.broker or installation.kubernetes)
         self.broker: list[tuple[float, dict[str, int]]] = []
 
     def __enter__(self) -> Probe:
@@ -264,7 +264,9 @@ class PlateauWatcher:
     def __init__(self, now: float, must_know: bool = False) -> None:
         self._must_know = must_know
         self._begun = self._last_change = self._now = now
-        self._longest_pause = 0.0
+        # Time without a change in which nothing was known to be starting: while a pod starts, a pause says nothing.
+        self._quiet = self._longest_pause = 0.0
+        self._starting: int | None = None
         self._last: tuple[int, int, int] | None = None
         self._polls = 0
         self._beats: set[str | None] = set()
@@ -286,10 +288,12 @@ class PlateauWatcher:
         unknown: a scheduler that has not looked since is no evidence that a limit holds.
         """
         reading = (counts.get("running", 0), counts.get("queued", 0), counts.get("scheduled", 0))
-        self._now = now
+        if not self._starting or self._starting < 0:
+            self._quiet += now - self._now
+        self._now, self._starting = now, starting
         if reading != self._last:
-            self._longest_pause = max(self._longest_pause, now - self._last_change)
-            self._last, self._last_change, self._polls = reading, now, 0
+            self._longest_pause = max(self._longest_pause, self._quiet)
+            self._last, self._last_change, self._polls, self._quiet = reading, now, 0, 0.0
             self._beats = set()
         self._beats.add(beat)
         self._polls += 1
@@ -300,7 +304,7 @@ class PlateauWatcher:
             any(reading)
             and (not self._must_know if starting is None else starting <= 0)
             and self._looked_again(beat)
-            and held >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
+            and self._quiet >= max(SHORTEST_HOLD_S, PAUSES_TO_HOLD * self._longest_pause)
         )
         return Plateau(running, queued, scheduled, self._polls, held, settled, starting)
 

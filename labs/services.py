@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from labs.installation import Installation, read_installation
+from labs.pod_limits import PodRoom, pods_on
 from provision.home import LabHome, lab_home
+from provision.kube.client import Cluster, cluster_at, quantity
 from provision.target import ProcessInfo, Target, open_target
 from provision.variants import wanted, wanted_again
 from provision.workers import listed_workers
@@ -121,6 +123,22 @@ def live_settings(installation: Installation) -> dict[str, str | None]:
 def airflow_command(installation: Installation, arguments: list[str], changes: Mapping[str, str]) -> tuple[str, str]:
     """Return what Airflow's own command prints, standard output and error, when run with the installation's settings and `changes`."""
     return target_of(installation).airflow(arguments, changes)
+
+
+def cluster_of(installation: Installation) -> Cluster | None:
+    """Return the Kubernetes cluster of an installation, None where there is none."""
+    known = installation.kubernetes
+    return cluster_at(Path(known["kubeconfig"]), known["namespace"]) if known else None
+
+
+def pod_room(installation: Installation) -> PodRoom | None:
+    """Return how many pods of tasks a cluster has room for now, None where tasks do not run in pods."""
+    cluster = cluster_of(installation)
+    if cluster is None:
+        return None
+    cpu, memory = (quantity(installation.settings[f"labs.pod_{what}"]) for what in ("cpu", "memory"))
+    rooms = cluster.room(installation.kubernetes["task_nodes"])
+    return PodRoom({each.name: pods_on(each.cpu, each.memory, each.pods, cpu, memory) for each in rooms}, cluster.quota_pods())
 
 
 class Watcher:

@@ -34,7 +34,8 @@ class Bench:
 
     def predict(self, spec: Mapping[str, Any], pools: Mapping[str, int] | None = None) -> Prediction:
         """Return what the limit model expects of a probe; `pools` replaces the pools that Airflow has now."""
-        return limits.predict(parse(spec), self.settings, self.api.pools() if pools is None else pools, self.installation.workers)
+        pools = self.api.pools() if pools is None else pools
+        return limits.predict(parse(spec), self.settings, pools, self.installation.workers, services.pod_room(self.installation))
 
     def run(self, spec: Mapping[str, Any], timeout_s: float = 900) -> ProbeResult:
         """Return what Airflow did with a probe: run it to its end, through the gate if it holds.

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from provision import airflow, certificates, inventory, secret_store
@@ -13,6 +14,7 @@ from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
 from provision.installed_fleet import InstalledFleet
+from provision.kube.client import cluster_at
 from provision.kube.describe import described, lab_kubeconfig
 from provision.kube.state import Kubernetes
 from provision.local.processes import IDLE, WORKER_TITLE
@@ -144,6 +146,8 @@ class NodesTarget:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
+        if known := (self.installed() or {}).get("kubernetes"):
+            return cluster_at(Path(known["kubeconfig"]), known["namespace"]).in_hand()
         if self._celery.broker():
             return self._celery.tasks_in_hand()
         scheduler = self._pids().get(self.cluster.control.name, {}).get("scheduler")

@@ -297,8 +297,8 @@ def test_a_pool_that_does_not_exist_is_named_with_how_to_create_it():
 
 
 def test_an_executor_that_the_model_does_not_know_is_refused():
-    with pytest.raises(LabError, match="does not know the executor 'KubernetesExecutor'"):
-        predicted({}, executor="KubernetesExecutor")
+    with pytest.raises(LabError, match="does not know the executor 'SequentialExecutor'"):
+        predicted({}, executor="SequentialExecutor")
 
 
 def worker(name: str, concurrency: int, *queues: str) -> dict:

@@ -1,0 +1,75 @@
+"""What a Kubernetes cluster can run of the tasks that the executor has made pods for: room on nodes, and quotas. All pure.
+
+The KubernetesExecutor counts a task against parallelism from the moment it is handed it until its pod has ended, whether
+the pod runs, waits for room, or could not be created yet (`running` and `queued_tasks`, kubernetes_executor.py of provider
+10.25; slots_available, airflow/executors/base_executor.py, 3.3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from labs.admission import Limit
+
+# A request of memory is compared with what is left to the byte; sums of many floats may be off by a little.
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class PodRoom:
+    """How many pods of tasks the nodes have room for, by node, and how many the namespace's quota allows (None: any number)."""
+
+    by_node: Mapping[str, int]
+    quota: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many pods can run at once by the room on the nodes alone."""
+        return sum(self.by_node.values())
+
+
+def pods_on(cpu: float, memory: float, pods: int, request_cpu: float, request_memory: float) -> int:
+    """Return how many equal pods fit on a node that has so many CPUs, bytes and places for pods left."""
+    fits = [pods]
+    if request_cpu:
+        fits.append(int(cpu / request_cpu + EPSILON))
+    if request_memory:
+        fits.append(int(memory / request_memory + EPSILON))
+    return max(0, min(fits))
+
+
+def pod_limits(room: PodRoom, settings: Mapping[str, str]) -> list[Limit]:
+    """Return the limits that act on pods."""
+    shown = ", ".join(f"{node} for {count}" for node, count in room.by_node.items())
+    requests = f"{settings['labs.pod_cpu']} CPU and {settings['labs.pod_memory']} memory each"
+    limits = [
+        Limit(
+            "room on the nodes",
+            room.total,
+            f"the nodes have room for {room.total} pods with {requests}: {shown}",
+            scope=lambda c: "all",
+            at_workers=True,
+        )
+    ]
+    if room.quota is not None:
+        limits.append(
+            Limit(
+                "quota",
+                room.quota,
+                f"the namespace's quota allows {room.quota} pod{'' if room.quota == 1 else 's'}",
+                scope=lambda c: "all",
+                at_workers=True,
+            )
+        )
+    return limits
+
+
+def refused_fail(settings: Mapping[str, str]) -> bool:
+    """Return whether a task whose pod a quota refuses fails at once, instead of being tried again until there is room."""
+    return int(settings["kubernetes_executor.task_publish_max_retries"]) == 0
+
+
+def spread(counts: Sequence[int]) -> int:
+    """Return by how much the fullest and the emptiest node differ."""
+    return max(counts) - min(counts) if counts else 0

@@ -1,0 +1,194 @@
+"""Asks a cluster over its API, with the credentials that an installation has for the labs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from provision.errors import ProvisionError
+
+TIMEOUT_S = 10
+# Every pod that the executor makes has this label (pod_generator.py of the Kubernetes provider 10.25).
+TASK_PODS = "kubernetes_executor=True"
+ENDED = ("Succeeded", "Failed")
+_SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+@dataclass(frozen=True)
+class NodeRoom:
+    """What a node has left for pods: CPUs, bytes of memory, and how many pods more."""
+
+    name: str
+    cpu: float
+    memory: float
+    pods: int
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of a task, as Kubernetes tells its life; times are epoch seconds, None where it did not get that far."""
+
+    name: str
+    node: str
+    phase: str
+    created: float
+    scheduled: float | None
+    initialized: float | None
+    started: float | None
+    ended: float | None
+    annotations: Mapping[str, str]
+    why: str = ""
+
+
+def quantity(text: str) -> float:
+    """Return a quantity of Kubernetes ("100m", "256Mi", "2") as a number: CPUs, bytes or pieces."""
+    number = text.rstrip("mkMGTKi")
+    return float(number) * _SUFFIXES[text[len(number) :]]
+
+
+class Cluster:
+    """One Kubernetes cluster; every call raises ProvisionError if its API does not answer."""
+
+    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+        self.namespace = namespace
+        self._kubeconfig = kubeconfig
+
+    @functools.cached_property
+    def api(self) -> client.ApiClient:
+        """The client for whatever this class has no method for."""
+        try:
+            api = config.new_client_from_config(str(self._kubeconfig))
+        except config.ConfigException as error:
+            raise ProvisionError(f"{self._kubeconfig} cannot be used: {error}.", "fab install kubernetes --target vagrant") from error
+        # A proxy of the surrounding network must never see requests to the nodes.
+        api.configuration.proxy = None
+        api.rest_client.pool_manager.connection_pool_kw["retries"] = urllib3.Retry(2, backoff_factor=0.3)
+        return api
+
+    @functools.cached_property
+    def core(self) -> client.CoreV1Api:
+        """The API of pods, nodes, quotas and volumes."""
+        return client.CoreV1Api(self.api)
+
+    def room(self, names: list[str]) -> list[NodeRoom]:
+        """Return what these nodes have left for pods of tasks: what they offer, less what other pods that run there ask for."""
+        used: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+        for pod in self._call(self.core.list_pod_for_all_namespaces).items:
+            ours = pod.metadata.namespace == self.namespace and (pod.metadata.labels or {}).get("kubernetes_executor") == "True"
+            if pod.spec.node_name in used and pod.status.phase not in ENDED and not ours:
+                used[pod.spec.node_name].append(_requests(pod))
+        return [
+            NodeRoom(
+                node.metadata.name,
+                quantity(node.status.allocatable["cpu"]) - sum(quantity(each.get("cpu", "0")) for each in used[node.metadata.name]),
+                quantity(node.status.allocatable["memory"]) - sum(quantity(each.get("memory", "0")) for each in used[node.metadata.name]),
+                int(node.status.allocatable["pods"]) - len(used[node.metadata.name]),
+            )
+            for node in self._call(self.core.list_node).items
+            if node.metadata.name in used
+        ]
+
+    def quota_pods(self) -> int | None:
+        """Return how many pods the namespace's quotas allow, None without one."""
+        quotas = self._call(self.core.list_namespaced_resource_quota, self.namespace).items
+        allowed = [int(quota.spec.hard["pods"]) for quota in quotas if "pods" in (quota.spec.hard or {})]
+        return min(allowed, default=None)
+
+    def set_quota(self, name: str, hard: Mapping[str, str]) -> None:
+        """Create a quota of the namespace of tasks, in the place of one of the same name."""
+        self.remove_quota(name)
+        body = client.V1ResourceQuota(metadata=client.V1ObjectMeta(name=name), spec=client.V1ResourceQuotaSpec(hard=dict(hard)))
+        self._call(self.core.create_namespaced_resource_quota, self.namespace, body)
+
+    def remove_quota(self, name: str) -> None:
+        """Remove a quota; nothing happens if it is not there."""
+        self._call(self.core.delete_namespaced_resource_quota, name, self.namespace, missing_ok=True)
+
+    def quotas(self) -> list[str]:
+        """Return the names of the quotas of the namespace of tasks."""
+        return [quota.metadata.name for quota in self._call(self.core.list_namespaced_resource_quota, self.namespace).items]
+
+    def pods(self) -> list[Pod]:
+        """Return the pods of tasks that are there now, oldest first."""
+        listed = self._call(self.core.list_namespaced_pod, self.namespace, label_selector=TASK_PODS).items
+        return sorted((_pod(pod) for pod in listed), key=lambda pod: pod.created)
+
+    def delete_pod(self, name: str) -> None:
+        """Delete a pod of a task at once, as somebody with kubectl would."""
+        self._call(self.core.delete_namespaced_pod, name, self.namespace, grace_period_seconds=0, missing_ok=True)
+
+    def in_hand(self) -> int:
+        """Return how many tasks have a pod that a node was chosen for and that has not ended: they run, or are about to."""
+        return sum(bool(pod.node) and pod.phase not in ENDED for pod in self.pods())
+
+    def _call(self, function: Any, *arguments: Any, missing_ok: bool = False, **more: Any) -> Any:
+        try:
+            return function(*arguments, _request_timeout=TIMEOUT_S, **more)
+        except ApiException as error:
+            if missing_ok and error.status == 404:
+                return None
+            raise ProvisionError(
+                f"Kubernetes refuses: {error.status} {error.reason}. {_message(error)}", "fab status --target vagrant"
+            ) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise ProvisionError(
+                f"The Kubernetes API at {self.api.configuration.host} does not answer: {error}.", "fab status --target vagrant"
+            ) from error
+
+
+def cluster_at(kubeconfig: Path, namespace: str) -> Cluster:
+    """Return the cluster that a kubeconfig leads to, the same one each time: it holds connections."""
+    return _cluster(kubeconfig, namespace, kubeconfig.stat().st_mtime_ns if kubeconfig.exists() else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _cluster(kubeconfig: Path, namespace: str, written: int) -> Cluster:
+    return Cluster(kubeconfig, namespace)
+
+
+def _message(error: ApiException) -> str:
+    return (error.body or "").strip()[:300]
+
+
+def _requests(pod: Any) -> dict[str, str]:
+    total: dict[str, float] = {}
+    for container in pod.spec.containers:
+        for name, text in ((container.resources and container.resources.requests) or {}).items():
+            total[name] = total.get(name, 0.0) + quantity(text)
+    return {name: str(value) for name, value in total.items()}
+
+
+def _pod(pod: Any) -> Pod:
+    conditions = {each.type: each for each in pod.status.conditions or ()}
+    base = next((each for each in pod.status.container_statuses or () if each.name == "base"), None)
+    running, terminated = (base.state.running, base.state.terminated) if base else (None, None)
+    waiting = base.state.waiting if base else None
+    unplaced = conditions.get("PodScheduled")
+    return Pod(
+        name=pod.metadata.name,
+        node=pod.spec.node_name or "",
+        phase=pod.status.phase,
+        created=_epoch(pod.metadata.creation_timestamp),
+        scheduled=_when(conditions.get("PodScheduled")),
+        initialized=_when(conditions.get("Initialized")),
+        started=_epoch((running or terminated).started_at) if running or terminated else None,
+        ended=_epoch(terminated.finished_at) if terminated else None,
+        annotations=dict(pod.metadata.annotations or {}),
+        why=(waiting.reason or "") if waiting else (unplaced.message or "") if unplaced and unplaced.status != "True" else "",
+    )
+
+
+def _when(condition: Any) -> float | None:
+    return _epoch(condition.last_transition_time) if condition and condition.status == "True" else None
+
+
+def _epoch(time: datetime | None) -> float | None:
+    return time.timestamp() if time else None
