@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -63,6 +65,10 @@ class Session:
     def close(self) -> None:
         """End the agent and the connection."""
         with self._lock:
+            if self._input is not None:
+                # What is left open is closed when Python ends, too late for it to be done without complaints.
+                with contextlib.suppress(OSError, SSHException):
+                    self._input.close()
             self._input = None
             self.connection.close()
 
@@ -110,6 +116,7 @@ class Nodes:
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self.sessions = dict(sessions)
+        atexit.register(self.close)
 
     def __getitem__(self, name: str) -> Session:
         return self.sessions[name]
@@ -137,6 +144,7 @@ class Nodes:
         return all(session.usable for session in self.sessions.values())
 
     def close(self) -> None:
-        """Close every session."""
+        """Close every session; safe to repeat."""
+        atexit.unregister(self.close)
         for session in self.sessions.values():
             session.close()
