@@ -163,6 +163,33 @@ def matrix(
 
 
 @app.command()
+def variants(
+    names: Annotated[list[str] | None, typer.Argument(help="Which variants; by default all that run on the target.")] = None,
+    target: TargetOption = "local",
+    as_json: Json = False,
+) -> None:
+    """Run one probe on every variant and show peak, latency, makespan, CPU and memory side by side."""
+    from labs import runner
+    from labs.watch import Watch
+    from provision.target import TARGETS
+    from provision.variants import SHOWN, require_target, variant_named
+
+    if target not in TARGETS:
+        raise UsageError(f"Unknown target {target!r}.", f"choose one of: {', '.join(TARGETS)}")
+    chosen = [variant_named(name) for name in names or SHOWN]
+    for variant in chosen if names else ():
+        require_target(variant, target)
+    with Watch() as watch:
+        done = runner.run_side_by_side([variant.name for variant in chosen if target in variant.targets], target, watch)
+    if as_json:
+        typer.echo(runner.as_json(done))
+    else:
+        _print_side_by_side(done.records)
+        typer.echo(f"Report: {done.report}")
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
 def bench(
     experiments: Annotated[list[str] | None, typer.Argument(help="Which comparisons to make; all of them by default.")] = None,
     as_json: Json = False,
@@ -198,6 +225,16 @@ def _print_run(records: tuple[dict[str, Any], ...]) -> None:
     _table(("verdict", "lab", "variant", "as predicted", "seconds", "error"), rows)
     total = overall([record["verdict"] for record in records])
     typer.echo(f"{SIGNS[total]} {total}")
+
+
+def _print_side_by_side(records: tuple[dict[str, Any], ...]) -> None:
+    from labs.report import value_text
+    from labs.side_by_side import columns
+
+    header = ("variant", "tasks at once", "start latency, s", "makespan, s", "CPU per task, s", "memory idle, MiB", "memory per task, MiB")
+    shown = columns(records)
+    numbers = [(c.peak, c.latency_s, c.makespan_s, c.cpu_s, c.idle_mib, c.task_mib) for c in shown]
+    _table(header, [(f"{SIGNS[c.verdict]} {c.variant}", *map(value_text, row)) for c, row in zip(shown, numbers, strict=True)])
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -34,7 +34,8 @@ def svg(made: Figure, *, titled: bool = True) -> str:
     """Return a figure as an SVG that scales with its page; untitled, the page around it writes the title."""
     import matplotlib
 
-    title = made.axes[0].title
+    # Several panels have a title above them all.
+    title = next((text for text in made.texts if text.get_text()), made.axes[0].title)
     title.set_visible(titled)
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -131,6 +132,25 @@ def bars_plot(values: Mapping[str, float], title: str, xlabel: str, unit: str = 
     axes.margins(x=0.18)
     axes.invert_yaxis()
     axes.set(title=title, xlabel=xlabel)
+    return made
+
+
+def panels_plot(names: Sequence[str], panels: Mapping[str, tuple[Sequence[float | None], str]], title: str) -> Figure:
+    """Return one panel of horizontal bars for each measure (values by name, and their unit), side by side; None leaves a gap."""
+    made = Figure(figsize=(1.6 + 1.75 * len(panels), 1.0 + 0.4 * len(names)), layout="constrained")
+    FigureCanvasSVG(made)
+    made.suptitle(title, fontsize=11)
+    colours = [(RUN, SECOND, QUEUED, "#cc79a7", "#56b4e9")[i % 5] for i in range(len(names))]
+    for axes, (label, (values, unit)) in zip(made.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
+        bars = axes.barh(list(names), [value or 0.0 for value in values], color=colours, height=0.6)
+        texts = ["not measured" if value is None else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, labels=texts, padding=3, fontsize=8)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_xticks([])
+        axes.margins(x=0.35)
+        axes.set_title(label + (f", {unit}" if unit else ""), fontsize=9)
+        axes.tick_params(length=0)
+    made.axes[0].invert_yaxis()
     return made
 
 

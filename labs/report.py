@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from labs import results
+from labs import results, side_by_side
 from labs.checks import FAIL, INCONCLUSIVE, PASS, overall
 from labs.display import SIGNS
 from labs.errors import LabError
@@ -58,6 +58,7 @@ def render(records: Sequence[Record], plots: Mapping[str, str], notebooks: Mappi
     )
     environment.filters.update(value=value_text, lines=value_lines, breakable=breakable, duration=duration_text, date=date_text)
     environment.filters["timing"] = timing_text
+    compared = side_by_side.columns(records)
     views = [_view(number, record, plots, notebooks) for number, record in enumerate(records, 1)]
     return environment.get_template("report.html.j2").render(
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -69,6 +70,10 @@ def render(records: Sequence[Record], plots: Mapping[str, str], notebooks: Mappi
         targets=_distinct(record["target"] for record in records),
         airflows=_distinct(record["versions"].get("airflow", "unknown") for record in records),
         labs=views,
+        side_by_side=compared,
+        side_by_side_held=side_by_side.HELD["tasks"],
+        side_by_side_timed=side_by_side.TIMED["tasks"],
+        side_by_side_picture=inline(side_by_side.picture(compared), "side-by-side-", "One probe on every variant") if compared else "",
         machines=_distinct(record["machine"] for record in records),
         versions=_merged((record["variant"], record["versions"]) for record in records),
         settings=_merged((record["variant"], record.get("settings") or {}) for record in records),

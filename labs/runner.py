@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from labs import catalog, matrix, probe, report, results, services
+from labs import catalog, matrix, probe, report, results, services, side_by_side
 from labs.airflow_api import AirflowApi
 from labs.catalog import LabFile
 from labs.checks import FAIL, INCONCLUSIVE, overall
@@ -197,6 +197,20 @@ def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch) -
             finally:
                 _finish(folder, watch)
     return record, folder
+
+
+def run_side_by_side(variants: Sequence[str], target: str, watch: Watch) -> Run:
+    """Return the run in which one probe was measured on each of these variants, installed one after another."""
+    with exclusive(lab_home(), "labs variants"):
+        folder = new_folder(runs_folder())
+        try:
+            records = side_by_side.run_all(variants, target, folder, watch.event, watch.ended)
+        finally:
+            try:
+                _clean_up(watch)
+            finally:
+                page = _finish(folder, watch)
+    return Run(folder, tuple(records), page)
 
 
 def as_json(run: Run) -> str:

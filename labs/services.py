@@ -36,12 +36,14 @@ def _target(name: str, root: Path, shared: Path) -> Target:
 def ensure(target: str, variant: str, changes: Mapping[str, str], report: Report) -> Installation:
     """Return the installation of a variant with these setting changes, after making it run if it did not.
 
-    It has the variant's own workers, and the broker that was chosen when the variant was installed.
+    It has the variant's own workers, and the broker and the Kubernetes that were chosen when the variant was installed.
     """
     place = open_target(target)
-    before = place.installed()
-    broker = before["broker"]["kind"] if before and before["variant"] == variant and before.get("broker") else None
-    place.install(wanted(variant, changes, broker), report)
+    before, asked = place.installed(), wanted(variant, changes)
+    if before and before["variant"] == variant:
+        chosen = wanted_again(before)
+        asked = replace(asked, broker=chosen.broker, kubernetes=chosen.kubernetes)
+    place.install(asked, report)
     return read_installation(place.home.root)
 
 
@@ -78,6 +80,11 @@ def database_files(installation: Installation) -> dict[str, int]:
 def cpu_seconds(installation: Installation) -> float:
     """Return the CPU seconds that all processes of an installation have used so far, ended ones included."""
     return target_of(installation).cpu_seconds()
+
+
+def memory(installation: Installation) -> int:
+    """Return the bytes of memory that everything of an installation uses now, tasks included."""
+    return target_of(installation).memory()
 
 
 @contextlib.contextmanager

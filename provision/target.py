@@ -105,6 +105,9 @@ class Target(Protocol):
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that all processes of the installation have used so far, ended ones included."""
 
+    def memory(self) -> int:
+        """Return the bytes of memory that everything of the installation uses now, tasks included."""
+
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
 

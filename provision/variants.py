@@ -176,6 +176,10 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+# Those that are shown beside each other: one for each way to run tasks.
+SHOWN = ("sqlite", "postgres", "celery", "kubernetes")
+
+
 @dataclass(frozen=True)
 class KubernetesOptions:
     """How the cluster of a variant with Kubernetes is made, and what is in its pods.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from provision.errors import ProvisionError
-from provision.home import LabHome
+from provision.home import LabHome, write_private
 from provision.kube import artifacts, manifests
 from provision.kube.distributions import Distribution, distribution_named, require_memory
 from provision.kube.look import interfaces, look
@@ -60,7 +60,13 @@ def described(
 def _artifacts(
     asked: Wanted, distribution: Distribution, machine: str, home: LabHome, report: Callable[[str], None]
 ) -> artifacts.Artifacts:
+    # Whoever named a folder once need not name it again after another variant.
+    memory = home.shared / f"{distribution.name}.folder"
     named = asked.kubernetes.artifacts or (os.environ.get(artifacts.VARIABLE, "") if distribution.name == "k3s" else "")
+    if named:
+        write_private(memory, named + "\n")
+    elif memory.exists():
+        named = memory.read_text().strip()
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():

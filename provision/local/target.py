@@ -145,6 +145,10 @@ class LocalTarget:
         """Return the CPU seconds that all processes of the installation have used so far, ended ones included."""
         return cpu_seconds(self.home)
 
+    def memory(self) -> int:
+        """Return the bytes of memory that all processes of the installation use now, shared pages counted once where that is known."""
+        return sum(process.shared_memory or process.memory for process in self.processes())
+
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
         if self._celery.broker():

@@ -316,6 +316,26 @@ def cpu_seconds(pids: list[int]) -> float:
     return sum(table[pid]["own"] + table[pid]["ended"] for main in pids for pid in _tree(main, table))
 
 
+def pods_usage() -> dict[str, float]:
+    """Return the CPU seconds that the pods of this node have used so far, ended ones included, and their memory now in bytes."""
+    second = sorted(glob.glob("/sys/fs/cgroup/kubepods*/cpu.stat"))
+    if second:
+        folder = os.path.dirname(second[0])
+        used, memory = _number(second[0], "usage_usec") / 1e6, int(read(f"{folder}/memory.current") or 0)
+        return {"cpu_seconds": used, "memory": memory - _number(f"{folder}/memory.stat", "inactive_file")}
+    # The first version of control groups has a tree for each kind of resource.
+    used = sum(int(read(path) or 0) for path in glob.glob("/sys/fs/cgroup/cpuacct/kubepods*/cpuacct.usage")) / 1e9
+    memory = sum(
+        int(read(f"{folder}/memory.usage_in_bytes") or 0) - _number(f"{folder}/memory.stat", "total_inactive_file")
+        for folder in glob.glob("/sys/fs/cgroup/memory/kubepods*")
+    )
+    return {"cpu_seconds": used, "memory": memory}
+
+
+def _number(path: str, key: str) -> int:
+    return next((int(line.split()[1]) for line in read(path).splitlines() if line.startswith(f"{key} ")), 0)
+
+
 def titles_below(pid: int) -> list[str]:
     """Return the titles of the children of a process."""
     table = _processes()
@@ -688,7 +708,7 @@ CHANGING = (
 OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
-        about, facts, states, alive, process_table, cpu_seconds, titles_below, environment_of, clock, listeners, journal, ask,
+        about, facts, states, alive, process_table, cpu_seconds, pods_usage, titles_below, environment_of, clock, listeners, journal, ask,
         names_in, sizes_in, read, *CHANGING,
     )
 }  # fmt: skip

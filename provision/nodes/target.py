@@ -140,9 +140,20 @@ class NodesTarget:
         return [ProcessInfo(**row) for rows in found.values() for row in rows]
 
     def cpu_seconds(self) -> float:
-        """Return the CPU seconds that the running services have used so far, ended processes below them included."""
+        """Return the CPU seconds that the running services and the pods of tasks have used so far, ended ones included."""
         pids = self._pids()
-        return sum(self.nodes.each(lambda node: node.call("cpu_seconds", pids=list(pids.get(node.name, {}).values()))).values())
+        used = sum(self.nodes.each(lambda node: node.call("cpu_seconds", pids=list(pids.get(node.name, {}).values()))).values())
+        return used + sum(usage["cpu_seconds"] for usage in self._pods_usage())
+
+    def memory(self) -> int:
+        """Return the bytes of memory that all services and the pods of tasks use now, shared pages counted once."""
+        own = sum(process.shared_memory or process.memory for process in self.processes())
+        return own + int(sum(usage["memory"] for usage in self._pods_usage()))
+
+    def _pods_usage(self) -> list[dict[str, float]]:
+        if not (self.installed() or {}).get("kubernetes"):
+            return []
+        return list(self.nodes.each(lambda node: node.call("pods_usage")).values())
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
