@@ -129,6 +129,8 @@ def limits_of(
         queues = {group.queue or default_queue(settings) for group in spec.groups if not group.after}
         limits += worker_limits(capacities(workers, settings), queues, settings)
     if settings["core.executor"] == KUBERNETES and room is not None:
+        if any(group.pod for group in spec.groups):
+            raise LabError("The limit model knows pods of one size only.", 'leave "pod" out, and set labs.pod_cpu or labs.pod_memory')
         limits += pod_limits(room, settings)
     for pool in spec.pools():
         if pool not in pools:

@@ -28,6 +28,9 @@ from provision.home import lab_home
 from provision.lock import exclusive
 from provision.workers import Worker, check_together, listed_workers
 
+# The one quota that labs make.
+QUOTA = "airflow-labs"
+
 
 class Lab(Bench):
     """One notebook's session with the installed Airflow, and its result record."""
@@ -47,6 +50,7 @@ class Lab(Bench):
         self._nodes_of_workers: dict[str, str] = {}
         self._changes_before = dict(self.installation.changes)
         self._workers_before = list(self.installation.workers)
+        self._dags_before = self.installation.kubernetes.get("dags") or ""
         self._probes: list[Probe] = []
         self._require_variant()
         self._watcher.require_alive()
@@ -94,6 +98,22 @@ class Lab(Bench):
             self.installation = services.set_workers(self.installation, workers, progress.report)
         words = [f"{w['name']} ({w['concurrency']} on {', '.join(w['queues'])})" for w in self.installation.workers]
         return Note(f"Workers: {'; '.join(words)}.")
+
+    def quota(self, pods: int) -> Note:
+        """Let the namespace of tasks have at most so many pods; there is no quota any more when the lab finishes."""
+        self.cluster.set_quota(QUOTA, {"pods": str(pods)})
+        return Note(f"The namespace {self.cluster.namespace} may have {pods} {'pod' if pods == 1 else 'pods'}.")
+
+    def remove_quota(self) -> None:
+        """Remove the quota that this lab made."""
+        self.cluster.remove_quota(QUOTA)
+
+    def distribute_dags(self, way: str) -> Note:
+        """Get DAGs into pods another way ("volume", "git" or "image"); it is as before when the lab finishes."""
+        progress.report(f"distributing DAGs by {way}")
+        with exclusive(lab_home(), "a notebook"):
+            self.installation = services.distribute_dags(self.installation, way, progress.report)
+        return Note(f"DAGs get into pods by {way}.")
 
     def _require_free(self, wanted: Sequence[Worker]) -> None:
         """Raise LabError if a worker that has to end, for good or to start anew, has tasks that hold at a gate of this lab."""
@@ -274,6 +294,8 @@ class Lab(Bench):
             self.change_settings(self._changes_before)
         if self.installation.workers != self._workers_before:
             self.set_workers(self._workers_before)
+        if (self.installation.kubernetes.get("dags") or "") != self._dags_before:
+            self.distribute_dags(self._dags_before)
         self._save(complete=True)
         return summary(self._measurements)
 

@@ -353,6 +353,7 @@ def reset(installation: Installation, api: AirflowApi) -> int:
             release_dag(api, dag_id, GATE_PREFIX + dag_id)
         services.remove_spec(installation, dag_id)
         api.delete_dag(dag_id)
+    services.remove_quotas(installation)
     for gate in api.variables(GATE_PREFIX):
         api.delete_variable(gate)
     for pool in api.pools_described(POOL_NOTE):

@@ -55,6 +55,14 @@ def change_settings(installation: Installation, changes: Mapping[str, str], repo
     return read_installation(place.home.root)
 
 
+def distribute_dags(installation: Installation, way: str, report: Report) -> Installation:
+    """Return the installation after making DAGs get into pods another way: "volume", "git" or "image"."""
+    place, again = target_of(installation), wanted_again(installation.document)
+    options = replace(again.kubernetes, dags=way)
+    place.install(wanted(again.variant.name, again.changes, kubernetes=options), report)
+    return read_installation(place.home.root)
+
+
 def set_workers(installation: Installation, workers: Iterable[Mapping[str, Any]], report: Report) -> Installation:
     """Return the installation after making exactly these Celery workers run; who leaves finishes its tasks first."""
     place = target_of(installation)
@@ -136,6 +144,13 @@ def cluster_of(installation: Installation) -> Cluster | None:
     """Return the Kubernetes cluster of an installation, None where there is none."""
     known = installation.kubernetes
     return cluster_at(Path(known["kubeconfig"]), known["namespace"]) if known else None
+
+
+def remove_quotas(installation: Installation) -> None:
+    """Remove every quota of the namespace of tasks: only labs make any."""
+    cluster = cluster_of(installation)
+    for name in cluster.quotas() if cluster else ():
+        cluster.remove_quota(name)
 
 
 def pod_room(installation: Installation) -> PodRoom | None:

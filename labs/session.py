@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from labs import celery_path, limits, probe, progress, services
@@ -12,10 +12,12 @@ from labs.celery_path import Step
 from labs.errors import LabError
 from labs.installation import Installation
 from labs.limits import Prediction
+from labs.pod_watch import PodWatch
 from labs.probe import Probe, ProbeResult
 from labs.spec import parse
 from labs.waiting import wait_for
 from provision.home import lab_home
+from provision.kube.client import Cluster, Pod
 from provision.lock import exclusive
 
 
@@ -108,6 +110,29 @@ class Bench:
     def messages_waiting(self, *queues: str) -> dict[str, int]:
         """Return how many task messages wait in the broker now, by queue: those that a worker serves, and `queues`."""
         return self._watcher.messages_waiting(queues)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The Kubernetes cluster whose pods run the tasks; raises LabError where there is none."""
+        found = services.cluster_of(self.installation)
+        if found is None:
+            raise LabError(f"The variant {self.installation.variant} has no Kubernetes.", "fab install kubernetes --target vagrant")
+        return found
+
+    def watch_pods(self) -> PodWatch:
+        """Return what looks at the pods of tasks for as long as its `with` block lasts."""
+        return PodWatch(self.cluster.pods)
+
+    def wait_for_pods(self, done: Callable[[list[Pod]], bool], what: str, within_s: float = 120) -> list[Pod]:
+        """Return the pods of tasks once `done` says yes to them; raises LabError, naming `what`, if that takes too long."""
+        seen: list[Pod] = []
+
+        def looked() -> bool:
+            seen[:] = self.cluster.pods()
+            return done(seen)
+
+        wait_for(looked, within_s, what, every_s=0.5, hint="fab logs scheduler --target vagrant")
+        return seen
 
     def path_of(self, task: Probe) -> list[Step]:
         """Return the steps of a probe's only task through scheduler, broker, worker and result backend, in order of time.

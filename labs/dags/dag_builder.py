@@ -146,9 +146,20 @@ def base_arguments(group: dict, index: int) -> dict:
     arguments = dict(group["operator"])
     priority = arguments.pop("priority_weight", 1)
     arguments["priority_weight"] = priority[index] if isinstance(priority, list) else priority
+    if pod := arguments.pop("pod", None):
+        arguments["executor_config"] = {"pod_override": _pod_override(pod)}
     if "retry_delay" in arguments:
         arguments["retry_delay"] = timedelta(seconds=arguments["retry_delay"])
     return {**arguments, "weight_rule": "absolute"}
+
+
+def _pod_override(requests: Mapping[str, str]) -> Any:
+    """Return the pod that is laid over the executor's template: of its container, what it asks of the node."""
+    # A large library, for the few DAGs that need it.
+    from kubernetes.client import models
+
+    container = models.V1Container(name="base", resources=models.V1ResourceRequirements(requests=dict(requests)))
+    return models.V1Pod(spec=models.V1PodSpec(containers=[container]))
 
 
 def _task_id(group: dict, index: int) -> str:

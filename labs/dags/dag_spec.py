@@ -59,6 +59,8 @@ class Group:
     pool_slots: int = 1
     queue: str | None = None
     executor: str | None = None
+    # Out of the hash, like the arguments.
+    pod: dict[str, str] | None = field(default=None, hash=False)
     priority: int | tuple[int, ...] = 1
     retries: int | None = None
     retry_delay: float | None = None
@@ -77,6 +79,7 @@ class Group:
             "pool_slots": self.pool_slots,
             "queue": self.queue,
             "executor": self.executor,
+            "pod": self.pod,
             "priority_weight": list(self.priority) if isinstance(self.priority, tuple) else self.priority,
             "retries": self.retries,
             "retry_delay": self.retry_delay,
@@ -171,6 +174,8 @@ _SAID_BY = {**{name: name for name in _ALSO_OPERATORS}, **_OTHER_NAMES, "dag": "
 # What people write who know Airflow.
 _OTHER_WORDS = {**_OTHER_NAMES, "dag_id": "name", "depends_on": "after", "upstream": "after"}
 _DEEPEST = 20
+# What a pod of its own may ask of its node, as Kubernetes writes it.
+_POD_REQUESTS = {"cpu": (r"[1-9][0-9]*m?|0\.[0-9]*[1-9]", "500m"), "memory": (r"[1-9][0-9]*(Ki|Mi|Gi)", "512Mi")}
 
 
 def parse(spec: Mapping[str, Any] | Spec) -> Spec:
@@ -371,10 +376,23 @@ def _check_values(entry: Mapping[str, Any], where: str) -> None:
             refuse(key, "a whole number or a list of them")
         if key == "after" and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
             refuse(key, "a list of group names")
+        if key == "pod":
+            _check_pod(value, where)
         if key == "arguments" and not isinstance(value, Mapping):
             refuse(key, "a dict", 'a dict, for example {"bash_command": "echo done"}')
         if key == "schedule" and not _is_schedule(value):
             refuse(key, "a cron expression", f'five fields, for example "0 3 * * *", or one of {", ".join(PRESETS)}')
+
+
+def _check_pod(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping) or not value:
+        raise SpecError(f"pod = {value!r} in {where} is not a dict.", 'give what the pod asks for, for example {"cpu": "500m"}')
+    for name, text in value.items():
+        if name not in _POD_REQUESTS:
+            raise SpecError(f"Unknown key {name!r} in pod in {where}.", f"known keys: {', '.join(_POD_REQUESTS)}")
+        pattern, example = _POD_REQUESTS[name]
+        if not isinstance(text, str) or not re.fullmatch(pattern, text):
+            raise SpecError(f"pod.{name} = {text!r} in {where} is not a quantity of Kubernetes.", f'give a text such as "{example}"')
 
 
 def _is_schedule(value: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ class NodeRoom:
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod of a task, as Kubernetes tells its life; times are epoch seconds, None where it did not get that far."""
+    """One pod of a task, as Kubernetes tells its life; times are epoch seconds, None where it did not get that far.
+
+    `why` says what a pod waits for, `requests` what its container asks of the node.
+    """
 
     name: str
     node: str
@@ -46,6 +49,7 @@ class Pod:
     ended: float | None
     annotations: Mapping[str, str]
     why: str = ""
+    requests: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantity(text: str) -> float:
@@ -122,8 +126,8 @@ class Cluster:
         return sorted((_pod(pod) for pod in listed), key=lambda pod: pod.created)
 
     def delete_pod(self, name: str) -> None:
-        """Delete a pod of a task at once, as somebody with kubectl would."""
-        self._call(self.core.delete_namespaced_pod, name, self.namespace, grace_period_seconds=0, missing_ok=True)
+        """Delete a pod of a task, as `kubectl delete pod` does: its processes are told to end, and given their time."""
+        self._call(self.core.delete_namespaced_pod, name, self.namespace, missing_ok=True)
 
     def in_hand(self) -> int:
         """Return how many tasks have a pod that a node was chosen for and that has not ended: they run, or are about to."""
@@ -182,6 +186,7 @@ def _pod(pod: Any) -> Pod:
         started=_epoch((running or terminated).started_at) if running or terminated else None,
         ended=_epoch(terminated.finished_at) if terminated else None,
         annotations=dict(pod.metadata.annotations or {}),
+        requests=dict(next((c.resources.requests or {} for c in pod.spec.containers if c.name == "base" and c.resources), {})),
         why=(waiting.reason or "") if waiting else (unplaced.message or "") if unplaced and unplaced.status != "True" else "",
     )
 
