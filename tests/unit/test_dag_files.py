@@ -38,7 +38,7 @@ def imported(name: str) -> set[str]:
     ("name", "others"),
     [
         ("dag_spec.py", set()),
-        ("dag_builder.py", {"airflow", "dag_spec", "yaml"}),
+        ("dag_builder.py", {"airflow", "dag_spec", "kubernetes", "yaml"}),
         ("probes.py", {"airflow", "dag_builder"}),
     ],
 )

@@ -82,7 +82,8 @@ class Wire:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 def opened(name: str) -> Session:
