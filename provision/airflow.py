@@ -93,6 +93,8 @@ _NOT_FOR_LABS = {
     "celery.pool": "only workers of the pool prefork say how many processes they have, and are resized while they run",
     "celery.worker_enable_remote_control": "the labs ask the workers, and resize them, over Celery's remote control",
     "celery.celery_config_options": "it replaces the settings by which the labs predict what workers do",
+    "kubernetes_executor.namespace": "the executor has rights in that namespace alone, and the labs look for pods there",
+    "kubernetes_executor.multi_namespace_mode": "the executor has rights in one namespace alone",
 }
 # Keys of [celery] extra_celery_config that override a setting of Airflow's, and the setting.
 _EXTRA_SAID_ELSEWHERE = {
@@ -123,7 +125,7 @@ def check_changes(changes: Mapping[str, str], variant: Variant) -> None:
         variable_name(setting)
         if setting in _SAID_BY_WORKER:
             raise UsageError(f"{setting} is a matter of each worker.", "fab workers --resize worker-1=4, or a range: worker-1=1-4")
-        if setting in _NOT_FOR_LABS:
+        if setting in _NOT_FOR_LABS and changes[setting] != variant.settings.get(setting):
             raise UsageError(f"{setting} cannot be changed here: {_NOT_FOR_LABS[setting]}.", "leave it out")
         if setting == "celery.extra_celery_config":
             _check_extra(changes[setting])

@@ -89,7 +89,7 @@ def check_known(changes: Mapping[str, str], core: str, celery: str) -> None:
     providers are in neither, and let through.
     """
     known = yaml.load(core, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    known |= _celery_table(celery) | {"labs": {"options": {"preload": {}}}}
+    known |= _celery_table(celery) | {"labs": {"options": {key: {} for key in _LABS_OWN}}}
     for setting in changes:
         section, _, key = setting.partition(".")
         meant = difflib.get_close_matches(section, known, n=1, cutoff=0.8)
@@ -106,6 +106,8 @@ def check_known(changes: Mapping[str, str], core: str, celery: str) -> None:
             )
 
 
+# Settings of the labs' own, in the section that Airflow does not have.
+_LABS_OWN = ("preload", "pod_cpu", "pod_memory")
 # Read by the provider (default_celery.py, 3.26) and missing from its table.
 _NOT_IN_THE_TABLE = ("broker_connection_retry_on_startup",)
 # Sections that are handed to Celery's broker and backend as they are, whatever keys they have.

@@ -154,7 +154,8 @@ def _checked(path: Path, sums: Mapping[str, str], cache: Path) -> str:
     seen = checksum(path, cache)
     if (wanted := sums.get(path.name, seen)) != seen:
         raise ProvisionError(
-            f"{path} is not what its release lists: its SHA-256 is {seen}, the list says {wanted}.", "download that file again"
+            f"{path} is not what its release lists: its SHA-256 is {seen}, the list says {wanted}.",
+            "remove it and download it again; what an install has downloaded itself, the same command downloads again",
         )
     return seen
 
