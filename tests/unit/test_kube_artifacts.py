@@ -1,0 +1,284 @@
+"""The files that a distribution is installed from: found, checked, downloaded from a server of this test."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from provision.errors import ProvisionError
+from provision.home import lab_home
+from provision.kube import artifacts
+from provision.kube.artifacts import Artifacts, architecture, checksum, download, find
+from provision.kube.distributions import DISTRIBUTIONS
+from provision.pins import pins
+
+K3S, RKE2 = DISTRIBUTIONS["k3s"], DISTRIBUTIONS["rke2"]
+IMAGES = "k3s-airgap-images-amd64.tar.zst"
+FILES = {"k3s": b"the program", IMAGES: b"the images"}
+
+
+def put(folder: Path, files: dict[str, bytes], sums: dict[str, bytes] | None = None, arch: str = "amd64") -> Path:
+    """Return a folder with these files and, if `sums` is given, a release's list of the checksums of those contents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    if sums is not None:
+        (folder / f"sha256sum-{arch}.txt").write_text(listed(sums))
+    return folder
+
+
+def listed(files: dict[str, bytes]) -> str:
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+
+
+def found(folder: Path, distribution=K3S, machine: str = "x86_64") -> Artifacts:
+    return find(folder, distribution, machine, folder.parent / "checksums.json")
+
+
+def roles(artifacts: Artifacts) -> dict[str, list[str]]:
+    return {role: [file.path.name for file in artifacts.of_role(role)] for role in ("program", "archive", "images", "template")}
+
+
+def test_a_complete_folder_is_found_and_checked(tmp_path):
+    here = found(put(tmp_path / "k3s", FILES, FILES))
+    assert roles(here) == {"program": ["k3s"], "archive": [], "images": [IMAGES], "template": []}
+    assert {file.path.name: file.sha256 for file in here.files} == {n: hashlib.sha256(c).hexdigest() for n, c in FILES.items()}
+
+
+@pytest.mark.parametrize("damaged", FILES)
+def test_a_file_that_is_not_what_the_release_lists_is_refused_by_its_name(tmp_path, damaged):
+    folder = put(tmp_path / "k3s", FILES | {damaged: b"something else"}, FILES)
+    with pytest.raises(ProvisionError, match=r"is not what its release lists") as refused:
+        found(folder)
+    assert str(folder / damaged) in refused.value.message
+    assert hashlib.sha256(FILES[damaged]).hexdigest() in refused.value.message
+    assert "download" in refused.value.hint
+
+
+def test_what_a_list_says_of_other_files_does_not_matter(tmp_path):
+    text = listed(FILES) + f"{'0' * 64}  k3s-armhf\nnot a line of a list\n{'Z' * 64}  k3s\n"
+    folder = put(tmp_path / "k3s", FILES)
+    (folder / "sha256sum-amd64.txt").write_text(text)
+    assert len(found(folder).files) == 2
+
+
+def test_lists_are_understood_with_stars_and_in_capitals(tmp_path):
+    folder = put(tmp_path / "k3s", FILES | {"k3s": b"something else"})
+    (folder / "sha256sum-amd64.txt").write_text(f"{hashlib.sha256(FILES['k3s']).hexdigest().upper()} *k3s\n")
+    with pytest.raises(ProvisionError, match="is not what its release lists"):
+        found(folder)
+
+
+def test_a_folder_without_a_list_or_images_is_taken_as_it_is(tmp_path):
+    assert roles(found(put(tmp_path / "k3s", {"k3s": b"x"}))) == {"program": ["k3s"], "archive": [], "images": [], "template": []}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "machine", "first", "images"),
+    [
+        ("k3s", "x86_64", "k3s", IMAGES),
+        ("k3s", "aarch64", "k3s-arm64", "k3s-airgap-images-arm64.tar.zst"),
+        ("rke2", "x86_64", "rke2.linux-amd64.tar.gz", "rke2-images.linux-amd64.tar.zst"),
+        ("rke2", "arm64", "rke2.linux-arm64.tar.gz", "rke2-images.linux-arm64.tar.zst"),
+    ],
+)
+def test_an_empty_folder_is_refused_with_what_to_put_there(tmp_path, distribution, machine, first, images):
+    folder = put(tmp_path / "empty", {})
+    with pytest.raises(ProvisionError, match=DISTRIBUTIONS[distribution].title) as refused:
+        found(folder, DISTRIBUTIONS[distribution], machine)
+    assert str(folder) in refused.value.message
+    assert first in refused.value.hint
+    assert images in refused.value.hint
+
+
+def test_files_of_the_other_architecture_are_not_taken(tmp_path):
+    folder = put(tmp_path / "k3s", {"k3s-arm64": b"arm", "k3s-airgap-images-arm64.tar": b"arm"})
+    with pytest.raises(ProvisionError, match="k3s is not there"):
+        found(folder)
+    assert roles(found(folder, machine="aarch64"))["program"] == ["k3s-arm64"]
+
+
+def test_the_releases_own_name_comes_first_on_arm64(tmp_path):
+    folder = put(tmp_path / "k3s", {"k3s": b"x", "k3s-arm64": b"arm"})
+    assert roles(found(folder, machine="arm64"))["program"] == ["k3s-arm64"]
+    (folder / "k3s-arm64").unlink()
+    assert roles(found(folder, machine="arm64"))["program"] == ["k3s"]
+
+
+@pytest.mark.parametrize("ending", [".tar.zst", ".tar.gz", ".tar"])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_images_may_be_packed_in_each_of_the_releases_ways(tmp_path, name, ending):
+    first, images = {"k3s": ("k3s", "k3s-airgap-images-amd64"), "rke2": ("rke2.linux-amd64.tar.gz", "rke2-images.linux-amd64")}[name]
+    folder = put(tmp_path / name, {first: b"x", images + ending: b"y"})
+    assert roles(found(folder, DISTRIBUTIONS[name]))["images"] == [images + ending]
+
+
+def test_rke2_is_an_archive_with_images_and_a_list(tmp_path):
+    files = {"rke2.linux-amd64.tar.gz": b"archive", "rke2-images.linux-amd64.tar.gz": b"images"}
+    here = found(put(tmp_path / "rke2", files, files), RKE2)
+    assert roles(here) == {
+        "program": [],
+        "archive": ["rke2.linux-amd64.tar.gz"],
+        "images": ["rke2-images.linux-amd64.tar.gz"],
+        "template": [],
+    }
+    (tmp_path / "rke2" / "rke2.linux-amd64.tar.gz").write_bytes(b"damaged!")
+    with pytest.raises(ProvisionError, match=r"rke2\.linux-amd64\.tar\.gz is not what its release lists"):
+        found(tmp_path / "rke2", RKE2)
+
+
+def test_a_configuration_of_containerd_is_taken_along(tmp_path):
+    folder = put(tmp_path / "k3s", FILES | {"config.toml.tmpl": b"template"}, FILES)
+    assert roles(found(folder))["template"] == ["config.toml.tmpl"]
+
+
+def test_the_digest_changes_with_every_file(tmp_path):
+    folder = put(tmp_path / "k3s", FILES)
+    first = found(folder).digest
+    assert first == found(folder).digest
+    (folder / IMAGES).write_bytes(b"other images")
+    second = found(folder).digest
+    put(folder, {"config.toml.tmpl": b"template"})
+    assert len({first, second, found(folder).digest}) == 3
+
+
+@pytest.mark.parametrize(("machine", "expected"), [("x86_64", "amd64"), ("aarch64", "arm64"), ("arm64", "arm64")])
+def test_releases_call_machines_by_other_names(machine, expected):
+    assert architecture(machine) == expected
+
+
+def test_a_machine_for_which_there_is_no_release_is_named():
+    with pytest.raises(ProvisionError, match="riscv64") as refused:
+        architecture("riscv64")
+    assert "amd64 or arm64" in refused.value.hint
+
+
+def test_a_checksum_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path, cache = tmp_path / "file", tmp_path / "cache.json"
+    path.write_bytes(b"one")
+    assert checksum(path, cache) == hashlib.sha256(b"one").hexdigest()
+    read = []
+    monkeypatch.setattr(artifacts.hashlib, "sha256", lambda *text: read.append(1) or pytest.fail("it was read again"))
+    assert checksum(path, cache) == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    monkeypatch.undo()
+    path.write_bytes(b"other")
+    assert checksum(path, cache) == hashlib.sha256(b"other").hexdigest()
+    assert len(artifacts.read_json(cache)) == 1, "what the file was before is remembered for ever"
+
+
+# -- downloading --------------------------------------------------------------------------------------
+
+
+class Releases(http.server.BaseHTTPRequestHandler):
+    """A release: answers with its files; one that is in `cut` ends in the middle."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    cut: ClassVar[set[str]] = set()
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.asked.append(self.path)
+        if name not in self.files:
+            self.send_error(404)
+            return
+        content = self.files[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if name in self.cut else content)
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def releases(monkeypatch) -> Iterator[type[Releases]]:
+    """A server that stands for the releases of both distributions."""
+    handler = type("Here", (Releases,), {"files": {}, "cut": set(), "asked": []})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        pinned = {name: {**pins()[name], "releases": f"http://127.0.0.1:{server.server_port}/releases"} for name in DISTRIBUTIONS}
+        monkeypatch.setattr(artifacts, "pins", lambda: {**pins(), **pinned})
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+RELEASE = FILES | {"sha256sum-amd64.txt": listed(FILES).encode()}
+
+
+def test_the_pinned_release_is_downloaded_once(releases):
+    releases.files, said = dict(RELEASE), []
+    folder = download(lab_home(), K3S, "x86_64", said.append)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == RELEASE
+    assert len(found(folder).files) == 2
+    version = pins()["k3s"]["version"]
+    assert {path.rpartition("/")[0] for path in releases.asked} == {f"/releases/{version.replace('+', '%2B')}"}
+    assert any(IMAGES in text and version in text for text in said)
+    asked = len(releases.asked)
+    assert download(lab_home(), K3S, "x86_64", said.append) == folder
+    assert len(releases.asked) == asked
+
+
+def test_rke2_is_downloaded_with_its_own_names(releases):
+    files = {"rke2.linux-arm64.tar.gz": b"archive", "rke2-images.linux-arm64.tar.zst": b"images"}
+    releases.files = files | {"sha256sum-arm64.txt": listed(files).encode()}
+    folder = download(lab_home(), RKE2, "aarch64", lambda text: None)
+    assert roles(found(folder, RKE2, "aarch64"))["archive"] == ["rke2.linux-arm64.tar.gz"]
+
+
+@pytest.mark.parametrize("missing", RELEASE)
+def test_a_file_that_the_release_does_not_have_is_named_with_what_to_do(releases, missing):
+    releases.files = {name: content for name, content in RELEASE.items() if name != missing}
+    with pytest.raises(ProvisionError, match="cannot be downloaded") as failed:
+        download(lab_home(), K3S, "x86_64", lambda text: None)
+    assert missing in failed.value.message
+    assert "404" in failed.value.message
+    assert "--artifacts DIR" in failed.value.hint
+    assert_only_whole_files()
+
+
+def test_a_download_that_is_cut_off_leaves_whole_files_and_goes_on_later(releases):
+    releases.files, releases.cut = dict(RELEASE), {IMAGES}
+    with pytest.raises(ProvisionError, match=f"{IMAGES} cannot be downloaded"):
+        download(lab_home(), K3S, "x86_64", lambda text: None)
+    assert_only_whole_files()
+    releases.cut, releases.asked[:] = set(), []
+    folder = download(lab_home(), K3S, "x86_64", lambda text: None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == RELEASE
+    assert not [path for path in releases.asked if path.endswith("/k3s")], "what was there was downloaded again"
+
+
+def test_without_a_network_the_error_says_where_files_may_come_from(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    unreachable = {"k3s": {**pins()["k3s"], "releases": "http://127.0.0.1:9"}}
+    monkeypatch.setattr(artifacts, "pins", lambda: {**pins(), **unreachable})
+    with pytest.raises(ProvisionError, match="k3s cannot be downloaded from http://127") as failed:
+        download(lab_home(), K3S, "x86_64", lambda text: None)
+    assert "fab install kubernetes --distribution k3s --artifacts DIR" in failed.value.hint
+    assert_only_whole_files()
+
+
+def assert_only_whole_files() -> None:
+    for path in (lab_home().shared / "artifacts").rglob("*"):
+        assert path.is_dir() or path.read_bytes() == RELEASE[path.name]
+
+
+def test_a_download_that_was_damaged_is_noticed_and_can_be_made_again(releases):
+    releases.files = RELEASE | {"k3s": b"something else"}
+    folder = download(lab_home(), K3S, "x86_64", lambda text: None)
+    with pytest.raises(ProvisionError, match="is not what its release lists") as refused:
+        found(folder)
+    assert "remove it" in refused.value.hint
+    (folder / "k3s").unlink()
+    releases.files = dict(RELEASE)
+    assert len(found(download(lab_home(), K3S, "x86_64", lambda text: None)).files) == 2
