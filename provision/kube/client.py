@@ -19,7 +19,10 @@ TIMEOUT_S = 10
 # Every pod that the executor makes has this label (pod_generator.py of the Kubernetes provider 10.25).
 TASK_PODS = "kubernetes_executor=True"
 ENDED = ("Succeeded", "Failed")
-_SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SUFFIXES = {
+    "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Pod:
 
 def quantity(text: str) -> float:
     """Return a quantity of Kubernetes ("100m", "256Mi", "2") as a number: CPUs, bytes or pieces."""
-    number = text.rstrip("mkMGTKi")
+    number = text.rstrip("numkMGTPKi")
     return float(number) * _SUFFIXES[text[len(number) :]]
 
 
@@ -68,12 +71,13 @@ class Cluster:
     @functools.cached_property
     def api(self) -> client.ApiClient:
         """The client for whatever this class has no method for."""
+        settings = client.Configuration()
+        # A proxy of the surrounding network must never see requests to the nodes. The client is made with or without one.
+        settings.proxy = None
         try:
-            api = config.new_client_from_config(str(self._kubeconfig))
+            api = config.new_client_from_config(str(self._kubeconfig), client_configuration=settings)
         except config.ConfigException as error:
             raise ProvisionError(f"{self._kubeconfig} cannot be used: {error}.", "fab install kubernetes --target vagrant") from error
-        # A proxy of the surrounding network must never see requests to the nodes.
-        api.configuration.proxy = None
         api.rest_client.pool_manager.connection_pool_kw["retries"] = urllib3.Retry(2, backoff_factor=0.3)
         return api
 
