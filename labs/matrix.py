@@ -14,6 +14,7 @@ from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
 from labs.errors import LabError
 from labs.installation import Installation
+from labs.pod_limits import PodRoom
 from labs.spec import Spec, as_dict, parse
 from labs.worker_limits import DEFAULT_QUEUE
 from provision.workers import Worker
@@ -22,6 +23,8 @@ POOL = "lab_matrix"
 # Each parallelism costs a restart of the scheduler, so a matrix uses a few of them, several cells each.
 PARALLELISM_CHOICES = (1, 2, 3, 4, 5, 6, 8)
 CELLS_PER_PARALLELISM = 6
+# More than any cell needs: the nodes' own room is what it is, and is part of every prediction.
+MOST_PODS = 100
 # Tasks beyond the predicted peak, so that some wait whatever binds.
 SURPLUS = 3
 
@@ -35,11 +38,15 @@ class Cell:
     slots: int
     spec: Spec
     workers: tuple[Worker, ...] = ()
+    quota: int | None = None
+    in_pods: bool = False
 
     @property
     def settings(self) -> dict[str, str]:
-        """The change this cell makes to its variant."""
-        return {"core.parallelism": str(self.parallelism)}
+        """The changes this cell makes to its variant."""
+        # What a quota refuses is tried again: the peak is compared, not what fails.
+        patient = {"kubernetes_executor.task_publish_max_retries": "-1"} if self.in_pods else {}
+        return {"core.parallelism": str(self.parallelism), **patient}
 
     def words(self) -> dict[str, Any]:
         """Return what the cell varies, for tables and records."""
@@ -47,6 +54,7 @@ class Cell:
             "parallelism": self.parallelism,
             "pool": self.slots,
             **({"workers": " ".join(str(worker) for worker in self.workers)} if self.workers else {}),
+            **({} if self.quota is None else {"quota": self.quota}),
             **{k: v for k, v in as_dict(self.spec).items() if k not in ("name", "pool", "poll_seconds")},
         }
 
@@ -71,7 +79,9 @@ def _draw_workers(rng: random.Random) -> tuple[Worker, ...]:
 
 
 def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Worker, ...], variant_settings: dict[str, str]) -> Cell:
+    in_pods = variant_settings["core.executor"] == limits.KUBERNETES
     while True:
+        quota = rng.choice((None, None, 1, 2, 3, 5)) if in_pods else None
         runs = rng.choice((1, 1, 1, 2, 3))
         group: dict[str, Any] = {"pool": POOL, "pool_slots": rng.choice((1, 1, 1, 2, 3)), "mapped": rng.random() < 0.4}
         dag = {
@@ -84,17 +94,18 @@ def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Work
             group["max_active_tis_per_dag"] = rng.choice((None, None, 2, 4))
             group["max_active_tis_per_dagrun"] = rng.choice((None, None, 1, 3))
         slots = rng.choice((2, 3, 4, 6, 9, 12, 40))
-        settings = {**variant_settings, "core.parallelism": str(parallelism)}
+        settings = {**variant_settings, **Cell(0, parallelism, slots, parse({}), in_pods=in_pods).settings}
+        room = PodRoom({"every node": MOST_PODS}, quota) if in_pods else None
         listed = [worker.document() for worker in workers]
         # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
         try:
-            most = limits.predict(_probe(dag, group, workers, 40), settings, {POOL: slots}, listed).peak
+            most = limits.predict(_probe(dag, group, workers, 40), settings, {POOL: slots}, listed, room).peak
             spec = _probe(dag, group, workers, most + SURPLUS)
-            limits.predict(spec, settings, {POOL: slots}, listed)
+            limits.predict(spec, settings, {POOL: slots}, listed, room)
         except LabError:
             # Workers that share a queue: it would depend on chance who takes which task.
             continue
-        return Cell(number, parallelism, slots, spec, workers)
+        return Cell(number, parallelism, slots, spec, workers, quota, in_pods)
 
 
 def _probe(dag: dict[str, Any], group: dict[str, Any], workers: tuple[Worker, ...], tasks: int) -> Spec:
@@ -108,6 +119,8 @@ def measure_cell(installation: Installation, cell: Cell) -> Measurement:
     """Return the verdict on one cell, measured on an installation that has the cell's settings."""
     api = AirflowApi(installation)
     api.set_pool(POOL, cell.slots, probe.POOL_NOTE)
+    if cell.in_pods:
+        services.set_quota(installation, cell.quota)
     prediction = limits.predict(cell.spec, installation.settings, api.pools(), installation.workers, services.pod_room(installation))
     with probe.Probe(installation, api, cell.spec, services.Watcher(installation)) as running:
         result = probe.run_probe(running)
@@ -137,6 +150,7 @@ def run_matrix(installation: Installation, cells: list[Cell], seed: int, folder:
             if workers_before != installation.workers:
                 services.set_workers(installation, workers_before, report)
         finally:
+            services.set_quota(installation, None)
             AirflowApi(installation).delete_pool(POOL)
     return results.read(folder / "matrix.json")
 

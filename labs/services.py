@@ -21,6 +21,8 @@ from provision.workers import listed_workers
 Report = Callable[[str], None]
 WATCH_EVERY_S = 1.0
 TARGET_FILE = "target"
+# The one quota that labs make.
+QUOTA = "airflow-labs"
 
 
 def target_of(installation: Installation) -> Target:
@@ -151,6 +153,14 @@ def remove_quotas(installation: Installation) -> None:
     cluster = cluster_of(installation)
     for name in cluster.quotas() if cluster else ():
         cluster.remove_quota(name)
+
+
+def set_quota(installation: Installation, pods: int | None) -> None:
+    """Let the namespace of tasks have at most so many pods, or any number; nothing happens where there is no cluster."""
+    remove_quotas(installation)
+    cluster = cluster_of(installation)
+    if cluster and pods is not None:
+        cluster.set_quota(QUOTA, {"pods": str(pods)})
 
 
 def pod_room(installation: Installation) -> PodRoom | None:
