@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 from labs.admission import Limit
 
-# A request of memory is compared with what is left to the byte; sums of many floats may be off by a little.
-EPSILON = 1e-6
-
 
 @dataclass(frozen=True)
 class PodRoom:
@@ -30,12 +27,15 @@ class PodRoom:
 
 
 def pods_on(cpu: float, memory: float, pods: int, request_cpu: float, request_memory: float) -> int:
-    """Return how many equal pods fit on a node that has so many CPUs, bytes and places for pods left."""
+    """Return how many equal pods fit on a node that has so many CPUs, bytes and places for pods left.
+
+    As Kubernetes counts: CPUs in whole thousandths, memory to the byte.
+    """
     fits = [pods]
     if request_cpu:
-        fits.append(int(cpu / request_cpu + EPSILON))
+        fits.append(round(cpu * 1000) // max(1, round(request_cpu * 1000)))
     if request_memory:
-        fits.append(int(memory / request_memory + EPSILON))
+        fits.append(int(memory) // int(request_memory))
     return max(0, min(fits))
 
 

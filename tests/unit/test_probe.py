@@ -139,3 +139,47 @@ def test_an_overlap_that_is_shorter_than_the_clocks_differ_does_not_count(hosts,
         for n, (start, host) in enumerate(zip((10.0, 10.9), hosts, strict=True))
     )
     assert ProbeResult(parse({}), "d", attempts, None, 0.0, tolerance_s=tolerance_s).peak == peak
+
+
+def test_the_time_in_which_a_pod_is_known_to_be_starting_does_not_make_the_hold_longer():
+    watcher = PlateauWatcher(0.0)
+    # Each pod takes twenty seconds until its task runs; the scheduler itself pauses for a third of a second.
+    readings = [(0.3, 0, 3), (20.0, 0, 3), (20.3, 1, 2), (40.0, 1, 2), (40.3, 2, 1), (60.0, 2, 1), (60.3, 3, 0)]
+    for now, running, starting in readings:
+        assert not watcher.observe(now, {"running": running, "queued": 4}, starting).settled
+    told = [watcher.observe(60.3 + later, {"running": 3, "queued": 4}, 0) for later in (1.0, SHORTEST_HOLD_S + 0.1)]
+    assert [plateau.settled for plateau in told] == [False, True]
+
+
+def test_a_pause_in_which_nothing_was_starting_makes_the_hold_longer():
+    watcher = PlateauWatcher(0.0)
+    pause = 5.0
+    for now, running, starting in [(0.3, 1, 0), (0.3 + pause, 1, 0), (0.4 + pause, 2, 0)]:
+        watcher.observe(now, {"running": running, "queued": 4}, starting)
+    begun = 0.4 + pause
+    told = [watcher.observe(begun + later, {"running": 2, "queued": 4}, 0) for later in (SHORTEST_HOLD_S + 0.1, PAUSES_TO_HOLD * pause + 0.4)]
+    assert [plateau.settled for plateau in told] == [False, True]
+
+
+def test_time_in_which_something_was_starting_is_no_part_of_the_hold():
+    watcher = PlateauWatcher(0.0)
+    watcher.observe(0.1, {"running": 3, "queued": 4}, 1)
+    # The count has not changed for a minute, but until just now a pod might have become a running task.
+    assert not watcher.observe(60.0, {"running": 3, "queued": 4}, 0).settled
+    assert not watcher.observe(60.0 + SHORTEST_HOLD_S - 0.1, {"running": 3, "queued": 4}, 0).settled
+    assert watcher.observe(60.0 + SHORTEST_HOLD_S + 0.1, {"running": 3, "queued": 4}, 0).settled
+
+
+def test_a_pod_that_never_starts_leaves_no_plateau():
+    watcher = PlateauWatcher(0.0, must_know=True)
+    told = [watcher.observe(float(now), {"running": 3, "queued": 4}, 1) for now in range(1, 400, 10)]
+    assert not any(plateau.settled for plateau in told)
+    assert told[-1].starting == 1
+
+
+def test_readings_that_say_nothing_of_what_is_starting_count_as_time_without_a_change():
+    watcher = PlateauWatcher(0.0)
+    for now, running in [(0.1, 1), (4.1, 2)]:
+        watcher.observe(now, {"running": running, "queued": 4}, None)
+    told = [watcher.observe(4.1 + later, {"running": 2, "queued": 4}, None) for later in (SHORTEST_HOLD_S + 0.5, PAUSES_TO_HOLD * 4.1 + 0.1)]
+    assert [plateau.settled for plateau in told] == [False, True]
