@@ -121,7 +121,7 @@ def test_a_setting_that_airflow_would_ignore_is_refused_with_a_near_one(environm
 
 
 def test_the_labs_own_settings_are_checked_as_well(environment):
-    check_settings_exist(environment, {"labs.preload": "False"})
+    check_settings_exist(environment, {"labs.preload": "False", "labs.pod_cpu": "50m", "labs.pod_memory": "1Gi"})
     with pytest.raises(UsageError, match=r"has no setting labs\.prelaod") as refused:
         check_settings_exist(environment, {"labs.prelaod": "False"})
     assert "labs.preload" in refused.value.hint

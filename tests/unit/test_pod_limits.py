@@ -107,7 +107,9 @@ def test_tasks_whose_pod_is_refused_wait_as_queued_if_it_is_tried_again(quota, t
     assert ("quota" in prediction.binding_names) == (quota < min(tasks, 14))
 
 
-@pytest.mark.parametrize(("quota", "tasks", "expected"), [(3, 8, (3, 0, 0, 5)), (1, 30, (1, 0, 0, 29)), (3, 3, (3, 0, 0, 0)), (0, 4, (0, 0, 0, 4))])
+@pytest.mark.parametrize(
+    ("quota", "tasks", "expected"), [(3, 8, (3, 0, 0, 5)), (1, 30, (1, 0, 0, 29)), (3, 3, (3, 0, 0, 0)), (0, 4, (0, 0, 0, 4))]
+)
 def test_tasks_whose_pod_is_refused_fail_at_once_if_it_is_not_tried_again(quota, tasks, expected):
     prediction = predicted({"tasks": tasks}, PodRoom(ROOM.by_node, quota), retries=0)
     assert counts(prediction) == expected

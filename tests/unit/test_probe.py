@@ -157,7 +157,9 @@ def test_a_pause_in_which_nothing_was_starting_makes_the_hold_longer():
     for now, running, starting in [(0.3, 1, 0), (0.3 + pause, 1, 0), (0.4 + pause, 2, 0)]:
         watcher.observe(now, {"running": running, "queued": 4}, starting)
     begun = 0.4 + pause
-    told = [watcher.observe(begun + later, {"running": 2, "queued": 4}, 0) for later in (SHORTEST_HOLD_S + 0.1, PAUSES_TO_HOLD * pause + 0.4)]
+    told = [
+        watcher.observe(begun + later, {"running": 2, "queued": 4}, 0) for later in (SHORTEST_HOLD_S + 0.1, PAUSES_TO_HOLD * pause + 0.4)
+    ]
     assert [plateau.settled for plateau in told] == [False, True]
 
 
@@ -181,5 +183,7 @@ def test_readings_that_say_nothing_of_what_is_starting_count_as_time_without_a_c
     watcher = PlateauWatcher(0.0)
     for now, running in [(0.1, 1), (4.1, 2)]:
         watcher.observe(now, {"running": running, "queued": 4}, None)
-    told = [watcher.observe(4.1 + later, {"running": 2, "queued": 4}, None) for later in (SHORTEST_HOLD_S + 0.5, PAUSES_TO_HOLD * 4.1 + 0.1)]
+    told = [
+        watcher.observe(4.1 + later, {"running": 2, "queued": 4}, None) for later in (SHORTEST_HOLD_S + 0.5, PAUSES_TO_HOLD * 4.1 + 0.1)
+    ]
     assert [plateau.settled for plateau in told] == [False, True]

@@ -6,13 +6,18 @@ import pytest
 
 from provision.airflow import AIRFLOW_SERVICES, check_changes, variable_name
 from provision.errors import UsageError
+from provision.target import open_target
 from provision.variants import (
     BROKERS,
     COMMON,
     CORE_SERVICES,
+    DAG_SOURCES,
+    DISTRIBUTIONS,
     VARIANTS,
+    KubernetesOptions,
     Variant,
     check_pairing,
+    require_target,
     variant_named,
     wanted,
     wanted_again,
@@ -20,6 +25,7 @@ from provision.variants import (
 from provision.workers import Worker
 
 WITHOUT_CELERY = [name for name, variant in VARIANTS.items() if not variant.uses_celery]
+WITHOUT_KUBERNETES = [name for name, variant in VARIANTS.items() if not variant.uses_kubernetes]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -204,3 +210,102 @@ def test_a_request_keeps_its_changes_when_the_caller_goes_on_with_the_dict():
 )
 def test_a_request_says_the_command_that_asks_for_it(asked, command):
     assert wanted(**asked).command() == command
+
+
+# -- Kubernetes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_only_a_variant_with_kubernetes_has_settings_of_pods_and_needs_machines(name):
+    variant = variant_named(name)
+    assert variant.uses_kubernetes == (name == "kubernetes")
+    own = [setting for setting in variant.settings if setting.startswith(("kubernetes_executor.", "labs.pod_"))]
+    assert bool(own) == variant.uses_kubernetes
+    assert ("local" in variant.targets) != variant.uses_kubernetes
+    assert (wanted(name).kubernetes == KubernetesOptions()) == variant.uses_kubernetes
+
+
+def test_kubernetes_creates_many_pods_at_once_and_keeps_none():
+    settings = variant_named("kubernetes").effective_settings({})
+    assert int(settings["kubernetes_executor.worker_pods_creation_batch_size"]) == int(settings["core.parallelism"])
+    assert settings["kubernetes_executor.delete_worker_pods"] == "True"
+    assert settings["kubernetes_executor.delete_worker_pods_on_failure"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "known"),
+    [
+        ({"distribution": "rke"}, "Unknown distribution 'rke'", DISTRIBUTIONS),
+        ({"distribution": "K3s"}, "Unknown distribution 'K3s'", DISTRIBUTIONS),
+        ({"dags": "nfs"}, "Unknown source of DAGs 'nfs'", DAG_SOURCES),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_those_there_are(options, said, known):
+    with pytest.raises(UsageError, match=said) as refused:
+        wanted("kubernetes", kubernetes=KubernetesOptions(**options))
+    assert refused.value.hint == f"choose one of: {', '.join(known)}"
+
+
+@pytest.mark.parametrize(
+    "image", ["airflow", "apache/airflow", "apache/airflow:", ":3.3.2", "Apache/airflow:3", "a b:1", "a:1;rm", "-x:1", "a:1\n"]
+)
+def test_what_is_no_name_of_an_image_is_refused_with_an_example(image):
+    with pytest.raises(UsageError, match="is not the name of an image") as refused:
+        wanted("kubernetes", kubernetes=KubernetesOptions(image=image))
+    assert "apache/airflow:3.3.2" in refused.value.hint
+
+
+@pytest.mark.parametrize("image", ["apache/airflow:3.3.2", "localhost:5000/my/airflow:3.3.2-lab_1", "ghcr.io/x/y:v1"])
+def test_an_image_is_named_with_its_tag(image):
+    assert wanted("kubernetes", kubernetes=KubernetesOptions(image=image)).kubernetes.image == image
+
+
+@pytest.mark.parametrize("name", WITHOUT_KUBERNETES)
+@pytest.mark.parametrize(
+    "options", [{"distribution": "rke2"}, {"dags": "git"}, {"artifacts": "/x"}, {"image": "a:1"}, {"distribution": "x"}], ids=str
+)
+def test_options_of_kubernetes_are_refused_where_there_is_none(name, options):
+    with pytest.raises(UsageError, match=f"The variant {name} has no Kubernetes") as refused:
+        wanted(name, kubernetes=KubernetesOptions(**options))
+    assert refused.value.hint == "fab install kubernetes --target vagrant"
+
+
+@pytest.mark.parametrize("asked", [{"broker": "redis"}, {"workers": []}, {"ha": True}], ids=str)
+def test_kubernetes_has_neither_broker_nor_workers_nor_a_second_scheduler(asked):
+    with pytest.raises(UsageError, match="The variant kubernetes") as refused:
+        wanted("kubernetes", **asked)
+    assert "fab install celery" in refused.value.hint
+
+
+ASKED = [
+    ({}, "fab install kubernetes"),
+    ({"distribution": "k3s", "dags": "volume"}, "fab install kubernetes"),
+    ({"distribution": "rke2"}, "fab install kubernetes --distribution rke2"),
+    ({"dags": "git"}, "fab install kubernetes --dags git"),
+    ({"artifacts": "/my files"}, "fab install kubernetes --artifacts '/my files'"),
+    (
+        {"distribution": "rke2", "artifacts": "/x", "image": "apache/airflow:3.3.2"},
+        "fab install kubernetes --distribution rke2 --artifacts /x --image apache/airflow:3.3.2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "command"), ASKED)
+def test_a_request_for_kubernetes_says_its_command_and_is_wanted_again(options, command):
+    asked = wanted("kubernetes", {}, kubernetes=KubernetesOptions(**options))
+    assert asked.command() == command
+    shown = {"namespace": "airflow", "kubeconfig": "/x/kubeconfig", **vars(asked.kubernetes)}
+    assert wanted_again({"variant": "kubernetes", "changes": {}, "broker": None, "workers": [], "kubernetes": shown}) == asked
+
+
+def test_this_machine_alone_is_not_enough_for_kubernetes():
+    require_target(variant_named("kubernetes"), "vagrant")
+    with pytest.raises(UsageError, match="The variant kubernetes needs a cluster of machines") as refused:
+        open_target("local").install(wanted("kubernetes"))
+    assert refused.value.hint == "fab up, then fab install kubernetes --target vagrant"
+
+
+@pytest.mark.parametrize("name", WITHOUT_KUBERNETES)
+@pytest.mark.parametrize("target", ["local", "vagrant"])
+def test_every_other_variant_runs_everywhere(name, target):
+    require_target(variant_named(name), target)
