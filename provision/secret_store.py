@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+from collections.abc import Collection
 
 from provision.errors import ProvisionError
 from provision.home import LabHome, write_private
+from provision.kube import git
 
 NAMES = (
     "api_password",
@@ -20,6 +22,8 @@ NAMES = (
     "flower_password",
     "supervisor_password",
 )
+# Only some installations have these.
+OPTIONAL = (git.KEY,)
 
 
 def generate(name: str) -> str:
@@ -29,11 +33,31 @@ def generate(name: str) -> str:
     return secrets.token_urlsafe(32)
 
 
-def load_or_create(home: LabHome) -> dict[str, str]:
-    """Return the installation's secrets by name, creating those that are missing.
+def load_or_create(home: LabHome, also: Collection[str] = ()) -> dict[str, str]:
+    """Return the installation's secrets by name, creating those that are missing; `also` are optional ones that it needs.
 
     Raises ProvisionError when the file is not the JSON object that this module writes.
     """
+    stored = _stored(home)
+    known = {name: stored.get(name) or generate(name) for name in NAMES}
+    known |= {name: stored[name] for name in OPTIONAL if stored.get(name)}
+    known |= {name: git.make_key(home.root) for name in also if name not in known}
+    _write(home, known)
+    return known
+
+
+def forget(home: LabHome, names: Collection[str]) -> None:
+    """Remove optional secrets that the installation does not need any more; nothing happens if they are not there."""
+    stored = _stored(home)
+    if stored.keys() & set(names):
+        _write(home, {name: value for name, value in stored.items() if name not in names})
+
+
+def _write(home: LabHome, known: dict[str, str]) -> None:
+    write_private(home.secrets, json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def _stored(home: LabHome) -> dict[str, str]:
     stored: dict[str, str] = {}
     if home.secrets.exists():
         try:
@@ -42,6 +66,4 @@ def load_or_create(home: LabHome) -> dict[str, str]:
                 raise ValueError("not a JSON object of texts")
         except (ValueError, OSError) as error:
             raise ProvisionError(f"{home.secrets} cannot be read: {error}.", "fab destroy, then fab install VARIANT") from error
-    known = {name: stored.get(name) or generate(name) for name in NAMES}
-    write_private(home.secrets, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    return known
+    return stored

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from provision.errors import ProvisionError
 from provision.home import LabHome, write_private
-from provision.kube import artifacts, manifests
+from provision.kube import artifacts, git, manifests
 from provision.kube.distributions import Distribution, distribution_named, require_memory
 from provision.kube.look import interfaces, look
 from provision.kube.manifests import PodSettings
 from provision.kube.state import ClusterSeen, Kubernetes, image_reference
 from provision.nodes.layout import API_PORT, Layout
-from provision.nodes.session import Nodes
+from provision.nodes.session import Nodes, Session
 from provision.topology import Cluster
 from provision.variants import Wanted
 
@@ -32,8 +32,9 @@ def described(
     nodes: Nodes,
     home: LabHome,
     report: Callable[[str], None],
+    deploy_key: str = "",
 ) -> Kubernetes:
-    """Return the cluster that is wanted, as the nodes say it is now.
+    """Return the cluster that is wanted, as the nodes say it is now; `deploy_key` is what pods clone DAGs with, if they do.
 
     Raises ProvisionError for artifacts that are missing or damaged, and for nodes that are too small.
     """
@@ -46,36 +47,50 @@ def described(
         cpu=settings["labs.pod_cpu"],
         memory=settings["labs.pod_memory"],
         environment=manifests.pod_environment(layout, settings, f"http://{cluster.control.address}:{layout.port(API_PORT)}"),
+        git_url=git.url(cluster.control.address) if options.dags == "git" else "",
     )
     memory = nodes.each(lambda node: node.call("about")["memory_mib"])
     require_memory(distribution, cluster, memory, AIRFLOW_MIB)
     addresses = {node.name: node.address for node in cluster.nodes}
+    seen = ClusterSeen(interfaces(addresses, nodes), host_key=_host_key(nodes[cluster.control.name]) if deploy_key else "")
     blank = Kubernetes(
         distribution, _artifacts(asked, distribution, machine, home, report), cluster, layout,
-        ClusterSeen(interfaces(addresses, nodes)), pods, environment,
+        seen, pods, environment, deploy_key,
     )  # fmt: skip
     return replace(blank, seen=look(blank, nodes))
+
+
+def _host_key(control: Session) -> str:
+    text = control.call("read", path=str(git.HOST_KEY))
+    if not text:
+        raise ProvisionError(
+            f"{control.name} has no host key {git.HOST_KEY}, by which pods would know it.",
+            "make one (sudo ssh-keygen -A, on the node), then run the same command again",
+        )
+    return text
 
 
 def _artifacts(
     asked: Wanted, distribution: Distribution, machine: str, home: LabHome, report: Callable[[str], None]
 ) -> artifacts.Artifacts:
-    # Whoever named a folder once need not name it again after another variant.
+    # Whoever named a folder once need not name it again after another variant, as long as it is there.
     memory = home.shared / f"{distribution.name}.folder"
     named = asked.kubernetes.artifacts or (os.environ.get(artifacts.VARIABLE, "") if distribution.name == "k3s" else "")
-    if named:
-        write_private(memory, named + "\n")
-    elif memory.exists():
-        named = memory.read_text().strip()
+    remembered = memory.read_text().strip() if memory.exists() else ""
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():
             raise ProvisionError(
                 f"There is no folder {folder} for the files of {distribution.title}.", "name one that exists: --artifacts DIR"
             )
+    elif remembered and Path(remembered).is_dir():
+        folder = Path(remembered)
     else:
         folder = artifacts.download(home, distribution, machine, report)
-    return artifacts.find(folder, distribution, machine, home.shared / "checksums.json")
+    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json")
+    if named:
+        write_private(memory, f"{folder}\n")
+    return found
 
 
 def lab_kubeconfig(kubernetes: Kubernetes) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from provision.kube import manifests
+from provision.kube.delivery import complete_delivery, leftovers, undelivered
 from provision.kube.state import ClusterSeen, Kubernetes
 from provision.nodes.session import Nodes, Session
 
@@ -32,8 +33,13 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
     if not ready:
         return seen
     authority, accounts = _accounts(kubernetes, control)
+    known = replace(kubernetes, seen=seen)
+    image, missing = undelivered(complete_delivery(known, nodes), kubernetes.layout, nodes)
     return replace(
         seen,
+        dag_image=image,
+        undelivered=missing,
+        leftovers=leftovers(known, nodes),
         ready=ready,
         authority=authority,
         accounts=accounts,

@@ -55,7 +55,10 @@ _LAB_RULES_OF_CLUSTER = (
 
 @dataclass(frozen=True)
 class PodSettings:
-    """What differs between installations in the pods of tasks: `cpu` and `memory` are requests, as Kubernetes writes them."""
+    """What differs between installations in the pods of tasks: `cpu` and `memory` are requests, as Kubernetes writes them.
+
+    Where DAGs are a part of the image, `image` is the one that they are put on top of.
+    """
 
     image: str
     dags: str
@@ -84,7 +87,7 @@ def pod_environment(layout: Layout, settings: Mapping[str, str], api_url: str) -
 
 
 def objects(git_key: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Return the objects of an installation; `git_key` is the content of the secret with which pods clone DAGs, if they do."""
+    """Return the objects of an installation; `git_key` is the content of the secret with which pods clone DAGs, in base64, if they do."""
     listed = [
         _object("Namespace", NAMESPACE),
         *_account(EXECUTOR_ACCOUNT, NAMESPACE, with_credentials=True),
@@ -97,7 +100,8 @@ def objects(git_key: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         *_role(LAB_ACCOUNT, "", _LAB_RULES_OF_CLUSTER, (LAB_ACCOUNT, LAB_NAMESPACE)),
     ]
     if git_key:
-        listed.append(_object("Secret", GIT_KEY, NAMESPACE, type="Opaque", stringData=dict(git_key)))
+        # Not stringData, which Kubernetes does not keep: every comparison would find a difference.
+        listed.append(_object("Secret", GIT_KEY, NAMESPACE, type="Opaque", data=dict(git_key)))
     return listed
 
 
@@ -179,11 +183,13 @@ def _dags(layout: Layout, settings: PodSettings) -> tuple[list[dict], list[dict]
     mounts = [{"name": "checkout", "mountPath": path, "subPath": name, "readOnly": True} for name, path in folders.items()]
     volumes = [{"name": "checkout", "emptyDir": {}}, {"name": "key", "secret": {"secretName": GIT_KEY, "defaultMode": 0o440}}]
     ssh = "ssh -i /key/id -o UserKnownHostsFile=/key/known_hosts -o StrictHostKeyChecking=yes -o BatchMode=yes"
+    # Of many that knock at once, sshd turns some away (MaxStartups).
+    again = 'for pause in 1 2 4; do "$0" "$@" && exit 0; sleep "$pause"; done; exec "$0" "$@"'
     clone = {
         "name": "clone",
         "image": settings.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["git", "clone", "--quiet", "--depth", "1", settings.git_url, "/checkout"],
+        "command": ["sh", "-c", again, "git", "clone", "--quiet", "--depth", "1", settings.git_url, "/checkout"],
         "env": [{"name": "GIT_SSH_COMMAND", "value": ssh}, {"name": "HOME", "value": "/tmp"}],
         "resources": {"requests": {"cpu": settings.cpu, "memory": "64Mi"}},
         "securityContext": _container_security(),

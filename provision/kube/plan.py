@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from provision.kube.state import Kubernetes
 
-SEND, APPLY, BUILD, IMPORT, JOIN = "send", "apply", "make", "import", "join"
-IMAGE, OBJECTS = "pod image", "Kubernetes objects"
+SEND, APPLY, BUILD, IMPORT, JOIN, COMMIT, REMOVE = "send", "apply", "make", "import", "join", "commit", "remove"
+IMAGE, OBJECTS, DAGS, DAG_IMAGE = "pod image", "Kubernetes objects", "DAG folders", "image with the DAGs"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,16 @@ def plan_cluster(kubernetes: Kubernetes) -> list[ClusterStep]:
         for node in kubernetes.cluster.nodes
         if node.name not in seen.ready
     ]
-    return [*steps, *_image_steps(kubernetes)] if kubernetes.builds_image else steps
+    if kubernetes.builds_image:
+        steps += _image_steps(kubernetes)
+    return [*steps, *_delivery_steps(kubernetes)]
+
+
+def _delivery_steps(kubernetes: Kubernetes) -> list[ClusterStep]:
+    seen, how = kubernetes.seen, (COMMIT, DAGS) if kubernetes.pods.dags == "git" else (IMPORT, DAG_IMAGE)
+    why = "pods would get others than are there now"
+    steps = [ClusterStep(node.name, *how, why) for node in kubernetes.cluster.nodes if node.name in seen.undelivered]
+    return steps + [ClusterStep(node, REMOVE, what, "DAGs get into pods in another way") for node, what in seen.leftovers.items()]
 
 
 def _image_steps(kubernetes: Kubernetes) -> list[ClusterStep]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from provision.home import REPOSITORY
-from provision.kube import distributions, manifests
+from provision.kube import distributions, git, manifests
 from provision.kube.artifacts import Artifacts
 from provision.kube.distributions import Distribution
 from provision.nodes.layout import Layout
@@ -21,6 +21,7 @@ STOP_SCRIPT = (REPOSITORY / "provision" / "files" / "kubernetes-stop.sh").read_t
 IMAGE_SCRIPT = (REPOSITORY / "provision" / "kube" / "pod_image.py").read_text()
 # Not a name that a registry could be asked for.
 REPOSITORY_OF_IMAGE = "localhost/airflow-executor-labs"
+POD_TEMPLATE = "pod.yaml"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ClusterSeen:
     `software` are the nodes that have the distribution's files, `accounts` are tokens of service accounts by name, `authority` is the cluster's certificate in base64;
     `images` are digests of the pod image by node, `image_archive` the digest of the one that was made last;
     `ready` are the nodes that Kubernetes can use; `objects_differ` says whether objects have to be applied.
+    `host_key` is the control node's own, by which others know it; `dag_image` the image with the DAGs as they are now;
+    `undelivered` are the nodes on which pods would not get the DAGs as they are now, and `leftovers` what other ways of
+    distributing DAGs left, by node.
     """
 
     interfaces: Mapping[str, str]
@@ -41,6 +45,10 @@ class ClusterSeen:
     image_archive: str = ""
     ready: frozenset[str] = frozenset()
     objects_differ: bool = True
+    host_key: str = ""
+    dag_image: str = ""
+    undelivered: frozenset[str] = frozenset()
+    leftovers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Kubernetes:
     pods: manifests.PodSettings
     # The folder of the nodes' Airflow environment, of which the image is made.
     environment: PurePosixPath
+    # With which pods clone DAGs, if they do.
+    deploy_key: str = field(default="", repr=False)
 
     @property
     def software(self) -> PurePosixPath:
@@ -90,7 +100,16 @@ class Kubernetes:
 
     def objects(self) -> str:
         """Return the objects of the installation as text."""
-        return manifests.render(manifests.objects())
+        key = git.secret(self.deploy_key, self.cluster.control.address, self.seen.host_key) if self.deploy_key else None
+        return manifests.render(manifests.objects(key))
+
+    def pod_template(self) -> str:
+        """Return the pod template; empty as long as its image is not on every node: a pod without its image fails."""
+        if self.pods.dags != "image":
+            return manifests.pod_template(self.layout, self.pods)
+        if not self.seen.dag_image or self.seen.undelivered:
+            return ""
+        return manifests.pod_template(self.layout, replace(self.pods, image=self.seen.dag_image))
 
 
 def image_reference(environment: PurePosixPath) -> str:
@@ -99,9 +118,10 @@ def image_reference(environment: PurePosixPath) -> str:
     return f"{REPOSITORY_OF_IMAGE}:{environment.name.removeprefix('airflow-').rpartition('-')[0]}-{what}"
 
 
-def packages(node: Node, cluster: Cluster) -> list[str]:
+def packages(node: Node, kubernetes: Kubernetes) -> list[str]:
     """Return the distribution's packages that a node needs for Kubernetes."""
-    return [*PACKAGES, *(PACKAGES_OF_SERVER if node == cluster.control else ())]
+    of_server = [*PACKAGES_OF_SERVER, *(git.PACKAGES if kubernetes.deploy_key else ())]
+    return [*PACKAGES, *(of_server if node == kubernetes.cluster.control else ())]
 
 
 def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tuple[str, str, str]]:
@@ -122,8 +142,10 @@ def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tup
     if token:
         found[str(kubernetes.token_file())] = (token + "\n", "root", "0600")
     if is_server:
-        template = manifests.pod_template(layout, kubernetes.pods)
-        found[str(layout.configuration / "pod.yaml")] = (template, "airflow", "0640")
+        if template := kubernetes.pod_template():
+            found[str(layout.configuration / POD_TEMPLATE)] = (template, "airflow", "0640")
+        if kubernetes.deploy_key:
+            found |= git.files(kubernetes.deploy_key)
         found[str(layout.software / "pod_image.py")] = (IMAGE_SCRIPT, "root", "0644")
         if distribution.name == "rke2":
             found[str(distribution.manifests / distributions.CANAL_CONFIG)] = (distributions.canal_manifest(interface), "root", "0600")
@@ -143,9 +165,28 @@ def folders(kubernetes: Kubernetes) -> list[PurePosixPath]:
     return [configuration.parent, configuration, kubernetes.image_archive.parent, *more]
 
 
+def folders_of_git(kubernetes: Kubernetes, node: Node) -> list[PurePosixPath]:
+    """Return the folders of a node that the user of the repository reads, the outer one first."""
+    return git.folders() if kubernetes.deploy_key and node == kubernetes.cluster.control else []
+
+
+def accounts(kubernetes: Kubernetes | None, node: Node) -> dict[str, dict[str, str] | None]:
+    """Return the users beside Airflow's: home and shell by name, None for one that should not be there."""
+    clones = kubernetes is not None and kubernetes.deploy_key and node == kubernetes.cluster.control
+    return {git.USER: {"home": str(git.HOME), "shell": git.SHELL} if clones else None}
+
+
+def unwanted(layout: Layout, kubernetes: Kubernetes | None, node: Node) -> list[str]:
+    """Return the files and folders of any cluster that a node must not keep, unless they are among its files."""
+    # A template whose image is not ready yet takes the place of the one before; until then that one stays.
+    spared = {str(layout.configuration / POD_TEMPLATE)} if kubernetes and node == kubernetes.cluster.control else set()
+    repository = [] if kubernetes and folders_of_git(kubernetes, node) else [str(git.HOME)]
+    return [path for path in (*files_of_any_cluster(layout), *repository) if path not in spared]
+
+
 def files_of_any_cluster(layout: Layout) -> list[str]:
     """Return the files that hold a token, of whichever distribution: they must not outlive its use."""
-    names = ("kubernetes-token", "kubernetes-stop", "kubeconfig", "pod.yaml")
+    names = ("kubernetes-token", "kubernetes-stop", "kubeconfig", POD_TEMPLATE)
     return [*(str(layout.configuration / name) for name in names), *(str(d.configuration) for d in distributions.DISTRIBUTIONS.values())]
 
 

@@ -6,6 +6,7 @@ It reads one JSON request per line, {"op": name, "args": {…}}, and answers eac
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import glob
@@ -40,6 +41,13 @@ ANEW = "make the nodes anew: fab destroy --target vagrant, then fab up"
 APT_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock")
 # A machine that is new upgrades itself, with as many packages as its box is old.
 APT_WAIT_S, APT_SAY_S, APT_LOOK_S = 1800, 60, 2
+# Nobody's settings but the agent's own.
+_GIT = {
+    "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1",
+    **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "airflow-labs"), ("EMAIL", "airflow-labs@localhost"))},
+}  # fmt: skip
+# How the last line of a commit's message begins.
+_CONTENT = "Content: "
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -126,6 +134,14 @@ def run(argv: list[str], user: str = "", environment: dict[str, str] | None = No
     return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
+def feed(argv: list[str], data: str) -> None:
+    """Let a command read `data` (base64) from its standard input; raises Failure with its last lines."""
+    done = subprocess.run(argv, input=base64.b64decode(data), capture_output=True, env=_clean())
+    if done.returncode:
+        lines = "\n".join(f"  {line}" for line in done.stderr.decode(errors="replace").strip().splitlines()[-10:])
+        raise Failure(f"{' '.join(argv[:3])} failed (exit code {done.returncode}):\n{lines}")
+
+
 def run_reporting(argv: list[str]) -> dict[str, Any]:
     """Return the last JSON object that a command prints; those before it are its progress. Raises Failure with its last lines."""
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_clean()) as process:
@@ -179,15 +195,18 @@ def facts(
     distribution: list[str],
     clock: str,
     certificates: str,
+    accounts: dict[str, dict[str, str] | None],
 ) -> dict[str, Any]:
     """Return how this node differs from what it should be; changes nothing.
 
     `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs',
-    `certificates` the digest of those that the node should trust, if there are any.
+    `certificates` the digest of those that the node should trust, if there are any; `accounts` are home and shell of users
+    by name, None for one that should not be there.
     """
     return {
         "packages": missing_packages(packages),
         "user": user_numbers(user),
+        "accounts": [name for name, wanted in accounts.items() if _account(name) != wanted],
         "folders": [path for path, wanted in folders.items() if not _is_folder_as(path, wanted)],
         "files": [path for path, wanted in files.items() if not _is_as(path, wanted)],
         "unwanted": [path for path in unwanted if os.path.exists(path)],
@@ -260,6 +279,11 @@ def user_numbers(name: str) -> list[int]:
         return [entry.pw_uid, entry.pw_gid]
     except KeyError:
         return []
+
+
+def _account(name: str) -> dict[str, str] | None:
+    entry = _has(pwd.getpwnam, name)
+    return {"home": entry.pw_dir, "shell": entry.pw_shell} if entry else None
 
 
 def unit_state(unit: str) -> dict[str, Any]:
@@ -537,6 +561,24 @@ def make_user(name: str, number: int, home: str) -> None:
     run(["useradd", "--system", "--uid", str(number), "--gid", name, *about, name])
 
 
+def set_accounts(accounts: dict[str, dict[str, str] | None]) -> None:
+    """Make users whose only way in is a key, each with a group of its own, with home and shell; remove those that should not be there."""
+    for name, wanted in accounts.items():
+        if wanted is None:
+            if _account(name):
+                run(["userdel", name])
+            if _has(grp.getgrnam, name):
+                run(["groupdel", name])
+            continue
+        if not _has(grp.getgrnam, name):
+            run(["groupadd", "--system", name])
+        if not _account(name):
+            # No password fits, and yet the account does not count as locked, which sshd would refuse.
+            run(["useradd", "--system", "--gid", name, "--no-create-home", "--password", "*", name])
+        if _account(name) != wanted:
+            run(["usermod", "--home", wanted["home"], "--shell", wanted["shell"], name])
+
+
 def renumber_user(name: str, number: int, folders: list[str]) -> None:
     """Give a user and its group another number, and what was theirs below `folders` (patterns) to it; nothing of it may run."""
     user, group = user_numbers(name)
@@ -622,6 +664,61 @@ def remove(paths: list[str]) -> None:
             os.unlink(path)
 
 
+def contents(root: str, folders: list[str]) -> dict[str, str]:
+    """Return every file of some folders below `root` in base64, by its path from there; what Python or this agent writes beside is none."""
+    found = {}
+    for folder in folders:
+        for where, inner, names in os.walk(os.path.join(root, folder)):
+            inner[:] = [name for name in inner if name != "__pycache__"]
+            for path in (os.path.join(where, name) for name in names if not name.endswith(".new")):
+                if os.path.isfile(path) and not os.path.islink(path):
+                    with open(path, "rb") as file:
+                        found[os.path.relpath(path, root)] = base64.b64encode(file.read()).decode()
+    return dict(sorted(found.items()))
+
+
+def is_committed(repository: str, group: str, root: str, folders: list[str]) -> bool:
+    """Return whether the last commit of a repository is what its folders hold now."""
+    return _committed(repository) == _digest_of(contents(root, folders))
+
+
+def commit(repository: str, group: str, root: str, folders: list[str]) -> None:
+    """Commit what some folders below `root` hold to a bare repository that `group` may read; it is made if it is not there."""
+    files = contents(root, folders)
+    if _committed(repository) == _digest_of(files):
+        return
+    try:
+        _commit(repository, group, root, files)
+    except Failure:
+        # An interrupted git leaves locks, or half a repository; nothing is in it that is not in the folders.
+        remove([repository])
+        _commit(repository, group, root, files)
+
+
+def _commit(repository: str, group: str, root: str, files: dict[str, str]) -> None:
+    if not os.path.exists(os.path.join(repository, "HEAD")):
+        make_folders({repository: {"owner": "root", "group": group, "mode": "2750"}})
+        run(["git", "init", "--quiet", "--bare", "--shared=0640", "--initial-branch=main", repository], environment=_GIT)
+    git = ["git", f"--git-dir={repository}", f"--work-tree={root}", "-c", "gc.autoDetach=false", "--literal-pathspecs"]
+    run([*git, "read-tree", "--empty"], environment=_GIT)
+    run([*git, "add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul"], environment=_GIT, text="\0".join(files))
+    message = f"DAGs as they are on the control node\n\n{_CONTENT}{_digest_of(files)}\n"
+    run([*git, "commit", "--quiet", "--allow-empty", "--no-verify", "--file=-"], environment=_GIT, text=message)
+
+
+def _committed(repository: str) -> str:
+    # Without a repository there is perhaps no git either.
+    if not os.path.isdir(repository):
+        return ""
+    message = run(["git", f"--git-dir={repository}", "log", "-1", "--format=%B"], environment=_GIT, check=False)["out"]
+    last = message.strip().rpartition("\n")[2]
+    return last.removeprefix(_CONTENT) if last.startswith(_CONTENT) else ""
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def names_in(folder: str, pattern: str) -> list[str]:
     """Return the names of the files in a folder that match a pattern, sorted."""
     return sorted(os.path.basename(path) for path in glob.glob(os.path.join(folder, pattern)))
@@ -703,13 +800,13 @@ def settle() -> None:
 
 CHANGING = (
     install_packages, trust, make_user, renumber_user, make_folders, write_files, remove, build_environment, link, systemctl, start, stop,
-    run, run_reporting, settle,
+    run, run_reporting, settle, set_accounts, commit, feed,
 )  # fmt: skip
 OPS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
         about, facts, states, alive, process_table, cpu_seconds, pods_usage, titles_below, environment_of, clock, listeners, journal, ask,
-        names_in, sizes_in, read, *CHANGING,
+        names_in, sizes_in, read, contents, is_committed, *CHANGING,
     )
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from provision.environments import TABLES, check_known
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
+from provision.kube.delivery import complete_delivery, deliver, remove_leftovers
 from provision.kube.install import apply_objects, provide_image, send_artifacts, wait_until_ready
 from provision.kube.look import ready_nodes
 from provision.kube.plan import plan_cluster
@@ -117,8 +118,16 @@ class Converge:
 
     def _make_folders(self, node: Session) -> None:
         node.call("make_user", name=USER, number=USER_NUMBER, home=str(self.desired.layout.airflow_home))
+        self._set_accounts(node, wanted=True)
         folders = self.desired.nodes[node.name].folders
         node.call("make_folders", folders={path: folder.document for path, folder in folders.items()})
+
+    def _set_accounts(self, node: Session, wanted: bool) -> None:
+        """Make the users that should be there, or remove the others, which is done after their files."""
+        accounts = self.desired.nodes[node.name].accounts
+        chosen = {name: account for name, account in accounts.items() if (account is not None) == wanted}
+        if chosen:
+            node.call("set_accounts", accounts=chosen)
 
     def _build(self, node: Session, house: Path, report: Report) -> None:
         remote = str(self.desired.layout.software / "wheelhouse")
@@ -198,6 +207,7 @@ class Converge:
             }
             changed = node.call("write_files", files=files)
             node.call("remove", paths=state.unwanted)
+            self._set_accounts(node, wanted=False)
             node.call("systemctl", verb="daemon-reload", units=[])
             if CHRONY in files:
                 # Installing its package did not start it.
@@ -240,7 +250,19 @@ class Converge:
         provide_image(
             self.desired.kubernetes, plan_cluster(self.desired.kubernetes), self.nodes, self.ssh_config, self.desired.about, report
         )
+        self._deliver_dags(report)
         return steps
+
+    def _deliver_dags(self, report: Report) -> None:
+        kubernetes, layout = self.desired.kubernetes, self.desired.layout
+        if kubernetes.pods.dags == "image":
+            # Only now it is known what the image below is made of.
+            self.desired = self._desire_again()
+            kubernetes = self.desired.kubernetes
+        deliver(complete_delivery(kubernetes, self.nodes), layout, self.nodes, report)
+        if kubernetes.seen.leftovers:
+            report("removing what another way of distributing DAGs left")
+            remove_leftovers(kubernetes, self.nodes)
 
     def _plan_again(self, report: Report) -> list[Step]:
         self.desired = self._desire_again()

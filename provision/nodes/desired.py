@@ -13,7 +13,7 @@ from provision import airflow
 from provision.airflow import AIRFLOW_SERVICES, API_USER, Placement, Service
 from provision.errors import ProvisionError, UsageError
 from provision.home import REPOSITORY, LabHome
-from provision.kube import manifests
+from provision.kube import git, manifests
 from provision.kube import state as cluster_state
 from provision.kube.state import Kubernetes
 from provision.nodes import stores, units
@@ -95,6 +95,8 @@ class NodeState:
     folders: dict[str, RemoteFolder] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     unwanted: list[str] = field(default_factory=list)
+    # Users beside Airflow's: home and shell by name, None for one that should not be there.
+    accounts: dict[str, dict[str, str] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def desired_state(
         own += [units.worker_unit(layout, worker, relevant) for worker in here.values()]
         packages = stores.packages_for(variant.services, wanted.broker, node == control, wanted.ha)
         if kubernetes:
-            packages += cluster_state.packages(node, cluster)
+            packages += cluster_state.packages(node, kubernetes)
             texts = cluster_state.files(kubernetes, node, secrets["cluster_token"])
             files |= {path: RemoteFile(text, "root", group, mode) for path, (text, group, mode) in texts.items()}
             own.append(_cluster_unit(kubernetes, node, texts))
@@ -230,8 +232,12 @@ def desired_state(
             files["/etc/hosts"] = RemoteFile(hosts, group="root", mode="0644")
             files["/etc/tmpfiles.d/airflow-labs.conf"] = RemoteFile(stores.hosts_at_boot(hosts), group="root", mode="0644")
             files["/etc/chrony/conf.d/airflow-labs.conf"] = RemoteFile(stores.chrony_file(cluster, node.name), group="root", mode="0644")
-        unwanted = [path for path in _files_of_any_variant(layout, placement) if path not in files]
-        nodes[node.name] = NodeState(node, packages, files, own, _folders(layout, own, kubernetes), here, unwanted)
+        unwanted, accounts = [path for path in _files_of_any_variant(layout, placement) if path not in files], {}
+        if not layout.instance:
+            unwanted += [path for path in cluster_state.unwanted(layout, kubernetes, node) if path not in files]
+            accounts = cluster_state.accounts(kubernetes, node)
+        folders = _folders(layout, own, kubernetes) | (_git_folders(kubernetes, node) if kubernetes else {})
+        nodes[node.name] = NodeState(node, packages, files, own, folders, here, unwanted, accounts)
     return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes, certificates, kubernetes)
 
 
@@ -241,7 +247,8 @@ def _pod_placement(layout: Layout, kubernetes: Kubernetes | None) -> dict[str, s
     return {
         "kubeconfig": str(layout.configuration / "kubeconfig"),
         "pod_template": str(layout.configuration / "pod.yaml"),
-        "pod_image": kubernetes.pods.image,
+        # With it, Airflow would put this image in the place of the template's, which changes with every DAG.
+        "pod_image": "" if kubernetes.pods.dags == "image" else kubernetes.pods.image,
     }
 
 
@@ -264,8 +271,11 @@ def _files_of_any_variant(layout: Layout, placement: Placement) -> list[str]:
     broker = ("redis.conf", "rabbitmq.conf", "rabbitmq-definitions.json", "rabbitmq.env", "rabbitmq-plugins")
     names = ("postgresql.conf", "pg_hba.conf", *broker, "haproxy.cfg")
     earlier = f"{layout.airflow_home}/passwords.json"
-    cluster = [] if layout.instance else cluster_state.files_of_any_cluster(layout)
-    return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names), *cluster]
+    return [str(placement.passwords_file), earlier, *(f"{layout.configuration}/{name}" for name in names)]
+
+
+def _git_folders(kubernetes: Kubernetes, node: Node) -> dict[str, RemoteFolder]:
+    return {str(path): RemoteFolder("root", git.USER, "0750") for path in cluster_state.folders_of_git(kubernetes, node)}
 
 
 def _folders(layout: Layout, own: Collection[Unit], kubernetes: Kubernetes | None) -> dict[str, RemoteFolder]:

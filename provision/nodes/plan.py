@@ -56,6 +56,7 @@ def asked_of(desired: Desired, state: NodeState) -> dict[str, Any]:
         "current": str(desired.layout.current),
         "distribution": list(DISTRIBUTIONS_OWN),
         "clock": CHRONY,
+        "accounts": state.accounts,
         "certificates": hashlib.sha256(desired.certificates.encode()).hexdigest() if desired.certificates else "",
     }
 
@@ -80,6 +81,10 @@ def _node_steps(desired: Desired, state: NodeState, facts: Mapping[str, Any]) ->
     if facts["packages"]:
         steps.append(Step(node, "install", "packages", ", ".join(facts["packages"])))
     steps += _user_steps(node, facts["user"])
+    for name in facts["accounts"]:
+        wanted = state.accounts[name]
+        why = "not part of the variant" if wanted is None else "it is not there, or not as it should be"
+        steps.append(Step(node, "remove" if wanted is None else "make", f"user {name}", why))
     if facts["folders"]:
         steps.append(Step(node, "make", "folders", _shown(facts["folders"])))
     if not facts["environment"]:

@@ -14,7 +14,9 @@ from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
 from provision.installed_fleet import InstalledFleet
+from provision.kube import git
 from provision.kube.client import cluster_at
+from provision.kube.delivery import complete_delivery, deliver, delivery_from
 from provision.kube.describe import described, lab_kubeconfig
 from provision.kube.state import Kubernetes
 from provision.local.processes import IDLE, WORKER_TITLE
@@ -37,6 +39,10 @@ STATES = {"active": "RUNNING", "activating": "STARTING", "deactivating": "STOPPI
 
 def _silent(text: str) -> None:
     """Report nothing."""
+
+
+def _clones(asked: Wanted) -> bool:
+    return asked.kubernetes is not None and asked.kubernetes.dags == "git"
 
 
 def nodes_home(shared: LabHome) -> LabHome:
@@ -106,10 +112,17 @@ class NodesTarget:
         """Put a probe's document into the DAG folder of every node, in one step on each."""
         path = f"{self.layout.specs}/{name}.json"
         self.nodes.each(lambda node: node.call("write_files", files={path: RemoteFile(text).document}))
+        self._deliver_dags()
 
     def remove_spec(self, name: str) -> None:
         """Take a probe's document out of the DAG folders again."""
         self.nodes.each(lambda node: node.call("remove", paths=[f"{self.layout.specs}/{name}.json"]))
+        self._deliver_dags()
+
+    def _deliver_dags(self) -> None:
+        """Let pods get the DAGs as they are now, where they do not read the nodes' folders."""
+        if document := read_json(self._services_file).get("delivery"):
+            deliver(delivery_from(document), self.layout, self.nodes)
 
     def spec_names(self) -> list[str]:
         """Return the names of the probes whose documents are in a DAG folder, sorted."""
@@ -289,16 +302,16 @@ class NodesTarget:
             self._about = self._about_nodes()[0]
         bundle = certificates.bundle()
         trusted = bundle.read_text() if bundle else ""
-        secrets = secret_store.load_or_create(self.home)
+        secrets = secret_store.load_or_create(self.home, [git.KEY] if _clones(asked) else [])
         kubernetes = self._kubernetes(asked, self._about, report) if asked.kubernetes else None
         return desired_state(asked, self.cluster, self.layout, self._about, secrets, trusted, kubernetes)
 
     def _kubernetes(self, asked: Wanted, about: About, report: Report = _silent) -> Kubernetes:
         if self.layout.instance:
             raise UsageError("Kubernetes cannot be installed twice on the same nodes.", "fab install kubernetes --target vagrant")
-        return described(
-            asked, self.cluster, self.layout, environment_path(self.layout, about), about.machine, self.nodes, self.shared, report
-        )
+        key = secret_store.load_or_create(self.home, [git.KEY])[git.KEY] if _clones(asked) else ""
+        environment = environment_path(self.layout, about)
+        return described(asked, self.cluster, self.layout, environment, about.machine, self.nodes, self.shared, report, key)
 
     def _converge(self, desired: Desired) -> Converge:
         return Converge(self.shared, desired, self.nodes, self.machines.ssh_config(), lambda: self._desired(desired.wanted))
@@ -337,13 +350,22 @@ class NodesTarget:
         write_private(self._services_file, json.dumps({"units": units}, sort_keys=True) + "\n")
         states = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
         pids = {node: {service: states[node][unit]["pid"] for service, unit in services.items()} for node, services in units.items()}
-        write_private(self._services_file, json.dumps({"units": units, "pids": pids}, sort_keys=True) + "\n")
+        known = {"units": units, "pids": pids, "delivery": self._delivery_document(desired)}
+        write_private(self._services_file, json.dumps(known, sort_keys=True) + "\n")
+        if not _clones(desired.wanted):
+            secret_store.forget(self.home, [git.KEY])
         self._write_kubeconfig(desired)
         text = json.dumps(installation_document(replace(desired, about=about), self.home, nodes), indent=1, sort_keys=True) + "\n"
         write_private(self.home.installation, text)
         if not self.layout.instance:
             # What `labs` works with is the installation that was made or looked after last.
             write_private(self.shared.installation, text)
+
+    def _delivery_document(self, desired: Desired) -> dict[str, Any] | None:
+        kubernetes = desired.kubernetes
+        if kubernetes is None or kubernetes.pods.dags == "volume":
+            return None
+        return complete_delivery(kubernetes, self.nodes).document()
 
     def _write_kubeconfig(self, desired: Desired) -> None:
         """Give the labs credentials of their own for the cluster, or take away those of one that is not there any more."""

@@ -40,7 +40,7 @@ def fulfilled(state: Desired) -> dict[str, dict]:
     return {
         name: {
             "packages": [], "user": [USER_NUMBER, USER_NUMBER], "folders": [], "files": [], "unwanted": [], "distribution": [],
-            "clock": True, "trusted": True, "others": [], "environment": True,
+            "clock": True, "trusted": True, "others": [], "environment": True, "accounts": [],
             "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
         }
         for name, node in state.nodes.items()
@@ -48,7 +48,17 @@ def fulfilled(state: Desired) -> dict[str, dict]:
 
 
 # A node that was never installed, beyond what depends on its variant.
-BARE = {"user": [], "folders": [], "unwanted": [], "distribution": [], "clock": True, "trusted": True, "others": [], "environment": False}
+BARE = {
+    "user": [],
+    "accounts": [],
+    "folders": [],
+    "unwanted": [],
+    "distribution": [],
+    "clock": True,
+    "trusted": True,
+    "others": [],
+    "environment": False,
+}
 
 
 def steps(state: Desired, facts: dict[str, dict], mark: str | None = None) -> set[tuple[str, str, str]]:
