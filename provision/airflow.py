@@ -82,7 +82,7 @@ _SCHEDULER_ONLY = frozenset(
 )
 # What a pod asks of its node.
 _QUANTITIES = {
-    "labs.pod_cpu": (r"[1-9][0-9]*m|[1-9][0-9]*|0\.[0-9]*[1-9]", "100m or 0.5"),
+    "labs.pod_cpu": (r"[1-9][0-9]*m|[1-9][0-9]*|(0|[1-9][0-9]*)\.[0-9]{0,2}[1-9]", "100m or 0.5"),
     "labs.pod_memory": (r"[1-9][0-9]*(Ki|Mi|Gi)", "256Mi or 1Gi"),
 }
 POD_REQUESTS = frozenset(_QUANTITIES)

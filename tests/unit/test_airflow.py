@@ -507,6 +507,7 @@ def test_pods_stay_in_the_namespace_in_which_the_executor_has_rights(setting):
         ("labs.pod_cpu", "1"),
         ("labs.pod_cpu", "0.5"),
         ("labs.pod_cpu", "0.05"),
+        ("labs.pod_cpu", "1.5"),
         ("labs.pod_memory", "256Mi"),
         ("labs.pod_memory", "1Gi"),
         ("labs.pod_memory", "300000Ki"),
@@ -521,7 +522,7 @@ def test_what_a_pod_asks_for_can_be_changed(setting, value):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        *(("labs.pod_cpu", text) for text in ("", "0", "0m", "0.0", "-1", "m", "1.5", "0,5", "100M", "all", "1 ", "0.5m")),
+        *(("labs.pod_cpu", text) for text in ("", "0", "0m", "0.0", "-1", "m", "0.0001", "01", "0,5", "100M", "all", "1 ", "0.5m")),
         *(("labs.pod_memory", text) for text in ("", "0", "256", "256M", "256mi", "0Mi", "1.5Gi", "-1Gi", "256 Mi", "Gi", "256Mi\n")),
     ],
 )

@@ -13,10 +13,11 @@ import pytest
 
 from provision.errors import ProvisionError
 from provision.home import lab_home
-from provision.kube import artifacts
+from provision.kube import artifacts, describe
 from provision.kube.artifacts import Artifacts, architecture, checksum, download, find
 from provision.kube.distributions import DISTRIBUTIONS
 from provision.pins import pins
+from provision.variants import KubernetesOptions, wanted
 
 K3S, RKE2 = DISTRIBUTIONS["k3s"], DISTRIBUTIONS["rke2"]
 IMAGES = "k3s-airgap-images-amd64.tar.zst"
@@ -282,3 +283,61 @@ def test_a_download_that_was_damaged_is_noticed_and_can_be_made_again(releases):
     (folder / "k3s").unlink()
     releases.files = dict(RELEASE)
     assert len(found(download(lab_home(), K3S, "x86_64", lambda text: None)).files) == 2
+
+
+# -- which folder -------------------------------------------------------------------------------------
+
+
+def chosen(distribution: str = "k3s", named: str = "") -> str:
+    """Return the folder that an install takes its files from."""
+    asked = wanted("kubernetes", kubernetes=KubernetesOptions(distribution=distribution, artifacts=named))
+    home = lab_home()
+    home.prepare()
+    taken = describe._artifacts(asked, DISTRIBUTIONS[distribution], "x86_64", home, lambda text: None)
+    (folder,) = {file.path.parent for file in taken.files}
+    return str(folder)
+
+
+def test_a_folder_that_is_named_comes_before_one_of_the_environment_and_that_before_a_download(tmp_path, monkeypatch, releases):
+    releases.files = dict(RELEASE)
+    named, environment = put(tmp_path / "named", FILES), put(tmp_path / "environment", FILES)
+    downloaded = chosen()
+    assert "artifacts" in downloaded
+    monkeypatch.setenv("LAB_K3S_DIR", str(environment))
+    assert chosen() == str(environment)
+    assert chosen(named=str(named)) == str(named)
+
+
+def test_the_folder_of_the_environment_is_for_k3s_alone(tmp_path, monkeypatch, releases):
+    releases.files = {"rke2.linux-amd64.tar.gz": b"a", "rke2-images.linux-amd64.tar.zst": b"i", "sha256sum-amd64.txt": b""}
+    monkeypatch.setenv("LAB_K3S_DIR", str(put(tmp_path / "environment", FILES)))
+    assert "rke2" in chosen("rke2")
+
+
+def test_a_folder_that_was_named_once_is_used_again_until_it_is_gone(tmp_path, releases):
+    releases.files = dict(RELEASE)
+    folder = put(tmp_path / "named", FILES)
+    chosen(named=str(folder))
+    assert chosen() == str(folder)
+    folder.rename(tmp_path / "elsewhere")
+    assert "artifacts" in chosen()
+
+
+@pytest.mark.parametrize("files", [None, {}], ids=["no folder", "an empty folder"])
+def test_a_folder_that_cannot_be_used_is_refused_and_not_remembered(tmp_path, releases, files):
+    releases.files = dict(RELEASE)
+    if files is not None:
+        put(tmp_path / "named", files)
+    with pytest.raises(ProvisionError, match=str(tmp_path / "named")):
+        chosen(named=str(tmp_path / "named"))
+    assert "artifacts" in chosen()
+
+
+def test_a_folder_is_found_again_from_another_one(tmp_path, monkeypatch):
+    folder = put(tmp_path / "named", FILES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_K3S_DIR", "named")
+    assert chosen() == str(folder)
+    monkeypatch.delenv("LAB_K3S_DIR")
+    monkeypatch.chdir("/")
+    assert chosen() == str(folder)
