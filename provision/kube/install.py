@@ -124,7 +124,7 @@ def provide_image(
         digest = _build_image(kubernetes, control, about, report)
     else:
         digest = kubernetes.seen.image_archive
-    names = [step.node for step in listed if step.action == plan.IMPORT]
+    names = [step.node for step in listed if (step.action, step.name) == (plan.IMPORT, plan.IMAGE)]
     if not names:
         return
     report(f"importing the pod image into {', '.join(names)}")
