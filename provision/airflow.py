@@ -77,8 +77,13 @@ _SCHEDULER_ONLY = frozenset(
         "scheduler.scheduler_heartbeat_sec",
         "scheduler.max_tis_per_query",
         "scheduler.task_queued_timeout",
+        "scheduler.task_queued_timeout_check_interval",
         "scheduler.task_instance_heartbeat_timeout",
     }
+)
+# Settings of the KubernetesExecutor that the API server reads, too (get_task_log, kubernetes_executor.py of provider 10.25).
+_FOR_LOGS_OF_PODS = frozenset(
+    f"kubernetes_executor.{key}" for key in ("in_cluster", "config_file", "namespace", "running_pod_log_lines", "kube_client_request_args")
 )
 # What a pod asks of its node.
 _QUANTITIES = {
@@ -253,8 +258,9 @@ def services_concerned(setting: str, services: tuple[str, ...]) -> tuple[str, ..
         # They are in the pod template, which the executor reads for each pod.
         return ()
     if setting.startswith("kubernetes_executor."):
-        # Who creates pods, and who shows their logs.
-        return tuple(name for name in services if _kind(name) in ("scheduler", "api-server"))
+        # Who creates pods, and who shows the logs of running ones.
+        kinds = ("scheduler", "api-server") if setting in _FOR_LOGS_OF_PODS else ("scheduler",)
+        return tuple(name for name in services if _kind(name) in kinds)
     if setting in _SCHEDULER_ONLY:
         return tuple(name for name in services if _kind(name) == "scheduler")
     if setting.startswith(("celery", "labs.")):

@@ -22,8 +22,12 @@ from provision.pins import airflow_lock, airflow_version
 
 # Written last, so that its presence means that every package is there.
 COMPLETE = "complete"
-# Which settings there are, among the packages of an environment: those of Airflow itself, and of its Celery provider.
-TABLES = ("airflow/config_templates/config.yml", "airflow/providers/celery/get_provider_info.py")
+# Which settings there are, among the packages of an environment: those of Airflow itself, and of the providers of executors.
+TABLES = (
+    "airflow/config_templates/config.yml",
+    "airflow/providers/celery/get_provider_info.py",
+    "airflow/providers/cncf/kubernetes/get_provider_info.py",
+)
 
 
 def environment_path(home: LabHome) -> Path:
@@ -78,18 +82,19 @@ def check_settings_exist(environment: Path, changes: Mapping[str, str]) -> None:
     """Raise UsageError for a setting that the Airflow in this environment does not know."""
     if changes:
         (packages,) = (environment / "lib").glob("python*/site-packages")
-        core, celery = (packages / table for table in TABLES)
-        check_known(changes, core.read_text(), celery.read_text() if celery.exists() else "")
+        check_known(changes, *((packages / table).read_text() if (packages / table).exists() else "" for table in TABLES))
 
 
-def check_known(changes: Mapping[str, str], core: str, celery: str) -> None:
+def check_known(changes: Mapping[str, str], core: str, *providers: str) -> None:
     """Raise UsageError for a setting that this Airflow does not know: it would ignore it silently.
 
-    `core` and `celery` are the texts of `TABLES`; the second is empty where there is no Celery. Sections of other
-    providers are in neither, and let through.
+    These are the texts of `TABLES`; that of a provider is empty where it is not installed. Sections of other providers
+    are in none of them, and let through.
     """
     known = yaml.load(core, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    known |= _celery_table(celery) | {"labs": {"options": {key: {} for key in _LABS_OWN}}}
+    for code in providers:
+        known |= _provider_table(code)
+    known |= {"labs": {"options": {key: {} for key in _LABS_OWN}}}
     for setting in changes:
         section, _, key = setting.partition(".")
         meant = difflib.get_close_matches(section, known, n=1, cutoff=0.8)
@@ -114,12 +119,13 @@ _NOT_IN_THE_TABLE = ("broker_connection_retry_on_startup",)
 _HANDED_ON = ("celery_broker_transport_options", "celery_result_backend_transport_options")
 
 
-def _celery_table(code: str) -> dict[str, Any]:
-    """Return the sections that the installed Celery provider knows; none if it is not installed."""
+def _provider_table(code: str) -> dict[str, Any]:
+    """Return the sections that an installed provider knows; none if it is not installed."""
     if not code:
         return {}
     # The function returns a literal. It is read, not called: nothing of the Airflow environment is imported here.
     (returned,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Return))
     table = ast.literal_eval(returned.value)["config"]
-    table["celery"]["options"] |= {key: {} for key in _NOT_IN_THE_TABLE}
+    if "celery" in table:
+        table["celery"]["options"] |= {key: {} for key in _NOT_IN_THE_TABLE}
     return table

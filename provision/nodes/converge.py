@@ -84,8 +84,7 @@ class Converge:
         desired = self.desired
         if desired.wanted.changes and self.control.call("read", path=f"{desired.environment_path}/complete"):
             packages = f"{desired.environment_path}/lib/python{desired.about.python}/site-packages"
-            core, celery = (self.control.call("read", path=f"{packages}/{table}") for table in TABLES)
-            check_known(desired.wanted.changes, core, celery)
+            check_known(desired.wanted.changes, *(self.control.call("read", path=f"{packages}/{table}") for table in TABLES))
 
     # -- what every node needs --------------------------------------------------------------------
 
