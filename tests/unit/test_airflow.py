@@ -537,7 +537,8 @@ def test_what_is_no_quantity_is_refused_with_an_example(setting, value):
     [
         ("labs.pod_cpu", ()),
         ("labs.pod_memory", ()),
-        ("kubernetes_executor.worker_pods_creation_batch_size", ("api-server", "scheduler", "api-server-2", "scheduler-2")),
+        ("kubernetes_executor.worker_pods_creation_batch_size", ("scheduler", "scheduler-2")),
+        ("kubernetes_executor.running_pod_log_lines", ("api-server", "scheduler", "api-server-2", "scheduler-2")),
     ],
 )
 def test_a_setting_of_pods_concerns_who_creates_them(setting, concerned):
