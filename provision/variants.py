@@ -270,6 +270,11 @@ def _checked_options(variant: Variant, asked: KubernetesOptions | None) -> Kuber
             raise UsageError(f"Unknown {what} {value!r}.", f"choose one of: {', '.join(known)}")
     if options.image and not re.fullmatch(r"[a-z0-9][a-z0-9._/:-]*:[A-Za-z0-9_.-]+", options.image):
         raise UsageError(f"{options.image!r} is not the name of an image.", "write REPOSITORY:TAG, for example apache/airflow:3.3.2")
+    if options.image and options.dags == "image":
+        raise UsageError(
+            f"DAGs are put on top of the nodes' own image, not of {options.image}.",
+            "leave out --image, or choose --dags volume or --dags git",
+        )
     return options
 
 
