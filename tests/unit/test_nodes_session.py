@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import grp
@@ -83,7 +84,10 @@ class Wire:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            # What was not sent yet goes nowhere any more.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def opened(name: str) -> Session:

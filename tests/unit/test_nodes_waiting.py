@@ -74,6 +74,9 @@ class Node:
             return {unit: {"active": "active", "restarts": now, "status": 1} for unit in args["units"]}
         return {"journal": "lost", "read": self.files.get(args.get("path", ""), "")}[op]
 
+    def close(self) -> None:
+        """There is no connection."""
+
 
 def converge(control: Node, **asked) -> Converge:
     nodes = Nodes({"control": control, "worker-1": Node("worker-1"), "worker-2": Node("worker-2")})
