@@ -167,7 +167,8 @@ def test_celery_gives_way_to_kubernetes():
 @pytest.mark.parametrize(
     ("changes", "restarted"),
     [
-        ({"kubernetes_executor.worker_pods_creation_batch_size": "1"}, {"scheduler", "api-server"}),
+        ({"kubernetes_executor.worker_pods_creation_batch_size": "1"}, {"scheduler"}),
+        ({"kubernetes_executor.running_pod_log_lines": "50"}, {"scheduler", "api-server"}),
         ({"core.parallelism": "4"}, {"scheduler"}),
         ({"labs.pod_cpu": "50m"}, set()),
     ],
