@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from provision import environments
-from provision.environments import COMPLETE, check_settings_exist, environment_path, is_complete
+from provision.environments import COMPLETE, check_known, check_settings_exist, environment_path, is_complete
 from provision.errors import UsageError
 from provision.home import lab_home
 
@@ -160,3 +160,13 @@ def test_another_lock_is_another_environment(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_throwaway_installation_uses_the_same_environment():
     assert environment_path(lab_home().throwaway("x")) == environment_path(lab_home())
+
+
+PROVIDER = 'def get_provider_info():\n    return {"config": {"kubernetes_executor": {"options": {"worker_pods_creation_batch_size": {"type": "integer"}}}}}\n'
+
+
+def test_a_setting_that_the_provider_of_kubernetes_would_ignore_is_refused_with_a_near_one():
+    check_known({"kubernetes_executor.worker_pods_creation_batch_size": "1", "labs.pod_cpu": "50m"}, "core: {}\n", "", PROVIDER)
+    with pytest.raises(UsageError, match=r"has no setting kubernetes_executor\.worker_pod_creation_batch_size") as refused:
+        check_known({"kubernetes_executor.worker_pod_creation_batch_size": "1"}, "core: {}\n", "", PROVIDER)
+    assert "kubernetes_executor.worker_pods_creation_batch_size" in refused.value.hint
