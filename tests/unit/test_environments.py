@@ -162,11 +162,11 @@ def test_a_throwaway_installation_uses_the_same_environment():
     assert environment_path(lab_home().throwaway("x")) == environment_path(lab_home())
 
 
-PROVIDER = 'def get_provider_info():\n    return {"config": {"kubernetes_executor": {"options": {"worker_pods_creation_batch_size": {"type": "integer"}}}}}\n'
+KUBERNETES_PROVIDER = 'def get_provider_info():\n    return {"config": {"kubernetes_executor": {"options": {"worker_pods_creation_batch_size": {"type": "integer"}}}}}\n'
 
 
 def test_a_setting_that_the_provider_of_kubernetes_would_ignore_is_refused_with_a_near_one():
-    check_known({"kubernetes_executor.worker_pods_creation_batch_size": "1", "labs.pod_cpu": "50m"}, "core: {}\n", "", PROVIDER)
+    check_known({"kubernetes_executor.worker_pods_creation_batch_size": "1", "labs.pod_cpu": "50m"}, "core: {}\n", "", KUBERNETES_PROVIDER)
     with pytest.raises(UsageError, match=r"has no setting kubernetes_executor\.worker_pod_creation_batch_size") as refused:
-        check_known({"kubernetes_executor.worker_pod_creation_batch_size": "1"}, "core: {}\n", "", PROVIDER)
+        check_known({"kubernetes_executor.worker_pod_creation_batch_size": "1"}, "core: {}\n", "", KUBERNETES_PROVIDER)
     assert "kubernetes_executor.worker_pods_creation_batch_size" in refused.value.hint
