@@ -13,7 +13,7 @@ from typing import Any
 from IPython.display import SVG, display
 from matplotlib.figure import Figure
 
-from labs import catalog, checks, plots, probe, progress, results, services, timeline
+from labs import catalog, checks, plots, probe, progress, results, sandbox, services, timeline
 from labs.checks import Measurement, Plateau
 from labs.display import Note, Table, summary, table, verdict_note
 from labs.errors import LabError
@@ -56,6 +56,7 @@ class Lab(Bench):
         self._watcher.require_alive()
         with exclusive(lab_home(), "a notebook"):
             probe.reset(self.installation, self.api)
+            sandbox.reset(self.installation)
         self._save(complete=False)
 
     def _require_variant(self) -> None:
@@ -288,8 +289,12 @@ class Lab(Bench):
         display(SVG(text), Note(see))
 
     def finish(self) -> Table:
-        """Put pools and settings back as they were, complete the result record, and return the table of verdicts."""
+        """Put pools and settings back as they were, complete the result record, and return the table of verdicts.
+
+        What the lab made on a cluster is removed, too.
+        """
         probe.reset(self.installation, self.api)
+        sandbox.reset(self.installation)
         if self.installation.changes != self._changes_before:
             self.change_settings(self._changes_before)
         if self.installation.workers != self._workers_before:

@@ -10,10 +10,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from labs.pod_lives import STATES, Span
 from labs.timeline import Attempt, steps
 
 # Distinguishable in greyscale print and to colour-blind readers (Okabe-Ito).
 WAIT, QUEUED, RUN, LIMIT, SECOND = "#d9d9d9", "#e69f00", "#0072b2", "#d55e00", "#009e73"
+# The states of a pod's life, in their order: colour and hatching.
+LIVES = ((WAIT, ""), (QUEUED, ""), (RUN, ""), (SECOND, ""), (LIMIT, ""), ("#bbbbbb", "////"))
 STYLE = {"font.size": 10, "svg.fonttype": "path", "svg.hashsalt": "airflow-executor-labs"}
 # A taller plot would not be read bar by bar any more.
 MOST_BARS = 60
@@ -68,6 +71,24 @@ def timeline_plot(attempts: Sequence[Attempt], title: str, colour_by: str = "") 
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set(title=title, xlabel="seconds since the first task was scheduled", ylabel="task instance")
+    _legend(axes)
+    return made
+
+
+def lives_plot(spans: Sequence[Span], title: str, labels: Mapping[str, str] | None = None) -> Figure:
+    """Return the lives of pods over time, one row each, coloured by state; `labels` are other names for rows."""
+    names = list(dict.fromkeys(span.name for span in spans))[:MOST_BARS]
+    origin = min((span.begin for span in spans), default=0.0)
+    made, axes = figure(height=1.4 + 0.26 * max(len(names), 3))
+    for state, (colour, hatch) in zip(STATES, LIVES, strict=True):
+        for span in spans:
+            if span.state == state and span.name in names:
+                look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+                axes.barh(names.index(span.name), span.end - span.begin, left=span.begin - origin, height=0.7, label=state, **look)
+    axes.set_yticks(range(len(names)), [(labels or {}).get(name, name) for name in names], fontsize=8)
+    axes.margins(x=0.01, y=0.02)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel="seconds since the first pod was made", ylabel="pod")
     _legend(axes)
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from labs import catalog, matrix, probe, report, results, services, side_by_side
+from labs import catalog, matrix, probe, report, results, sandbox, services, side_by_side
 from labs.airflow_api import AirflowApi
 from labs.catalog import LabFile
 from labs.checks import FAIL, INCONCLUSIVE, overall
@@ -147,14 +148,16 @@ def _clean_up(watch: Watch) -> None:
 
 
 def _release(watch: Watch) -> None:
-    """Open gates, end the labs' DAG runs, destroy throw-away installations."""
+    """Open gates, end the labs' DAG runs, destroy throw-away installations, remove what labs made on a cluster."""
     services.destroy_throwaways(watch.doing)
     try:
         installation = read_installation()
-        probe.reset(installation, AirflowApi(installation))
     except LabError:
-        # Nothing is installed, or its API is gone: then nothing of it runs either.
         return
+    # Airflow's API may be gone: then nothing of it runs either.
+    with contextlib.suppress(LabError):
+        probe.reset(installation, AirflowApi(installation))
+    sandbox.reset(installation)
 
 
 def _finish(folder: Path, watch: Watch) -> Path:

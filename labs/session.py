@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from labs.installation import Installation
 from labs.limits import Prediction
 from labs.pod_watch import PodWatch
 from labs.probe import Probe, ProbeResult
+from labs.sandbox import Sandbox
 from labs.spec import parse
 from labs.waiting import wait_for
 from provision.home import lab_home
@@ -33,6 +35,11 @@ class Bench:
     def settings(self) -> dict[str, str]:
         """The effective settings by "section.key"."""
         return self.installation.settings
+
+    @functools.cached_property
+    def sandbox(self) -> Sandbox:
+        """A namespace of the cluster to make objects in; all of them go when the lab ends. Raises LabError where there is none."""
+        return Sandbox(self.installation)
 
     def predict(self, spec: Mapping[str, Any], pools: Mapping[str, int] | None = None) -> Prediction:
         """Return what the limit model expects of a probe; `pools` replaces the pools that Airflow has now."""

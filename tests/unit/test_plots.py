@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from labs import plots
+from labs.pod_lives import STATES, Span
 from labs.timeline import Attempt
 
 ATTEMPTS = [
@@ -18,6 +19,8 @@ ATTEMPTS = [
 ]
 # What the broker was seen to hold: (epoch seconds, messages by queue).
 READINGS = [(100.0, {"default": 4}), (100.5, {"default": 2, "heavy": 1}), (101.0, {})]
+# One pod that went through every state, a second each, and one that waits all the time.
+LIVES = [*(Span("one", state, 100.0 + at, 101.0 + at) for at, state in enumerate(STATES)), Span("two", STATES[0], 100.0, 106.0)]
 
 
 def every_plot() -> dict:
@@ -28,12 +31,13 @@ def every_plot() -> dict:
         "running": plots.running_plot({"narrow": ATTEMPTS, "wide": ATTEMPTS[:2]}, "How many ran", {"pool narrow": 3}),
         "depth": plots.depth_plot(READINGS, ATTEMPTS, "Where tasks waited"),
         "speed-up": plots.speedup_plot([1, 2, 4], {"cpu": [8.0, 4.0, 4.0], "sleep": [8.0, 4.0, 2.0]}, 2, "What workers gain"),
+        "lives": plots.lives_plot(LIVES, "What became of pods"),
         "bars": plots.bars_plot({"sqlite": 1.5, "postgres": 0.5}, "How long", "seconds per task"),
     }
 
 
-KINDS = ["timeline", "timeline by host", "running", "depth", "speed-up", "bars"]
-UNITS = ("seconds", "(parallelism)", "(times)", "task instance")
+KINDS = ["timeline", "timeline by host", "running", "depth", "speed-up", "lives", "bars"]
+UNITS = ("seconds", "(parallelism)", "(times)", "task instance", "pod")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +97,12 @@ def test_predicted_limits_are_drawn_and_named():
     assert labels == ["narrow", "wide", "predicted: pool narrow"]
 
 
+def test_a_pods_row_has_every_state_and_its_other_name():
+    figure = plots.lives_plot(LIVES, "What became of pods", {"one": "one (Always)"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(STATES)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one (Always)", "two"]
+
+
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_no_series_is_left_out_of_a_running_plot(count):
     figure = plots.running_plot({f"series {i}": ATTEMPTS for i in range(count)}, "Many")
@@ -114,6 +124,7 @@ def test_no_kind_of_work_is_left_out_of_a_speedup_plot(count):
         lambda: plots.running_plot({}, "Nothing"),
         lambda: plots.running_plot({"narrow": []}, "Nothing ran", {"pool": 3}),
         lambda: plots.bars_plot({}, "Nothing", "seconds"),
+        lambda: plots.lives_plot([], "Nothing"),
     ],
 )
 def test_plots_of_nothing_are_empty_and_not_an_error(figure):
