@@ -17,6 +17,8 @@ from provision.nodes.layout import USER, Layout
 from provision.nodes.session import Nodes, Session
 
 Report = Callable[[str], None]
+# Digests of the images of each node, by node and name.
+Listed = Mapping[str, Mapping[str, str]]
 # What is in a pod's DAG folder, and what it imports.
 FOLDERS = ("dags", "config")
 # More images than these are not left on a node, but for those that a pod wants.
@@ -80,7 +82,7 @@ def _base(delivery: Delivery, node: Session, digest: str) -> Base:
     return Base(manifest, content(manifest["config"]["digest"]))
 
 
-def undelivered(delivery: Delivery, layout: Layout, nodes: Nodes) -> tuple[str, frozenset[str]]:
+def undelivered(delivery: Delivery, layout: Layout, nodes: Nodes, listed: Listed) -> tuple[str, frozenset[str]]:
     """Return the image with the DAGs as they are now, if there is to be one, and the nodes on which pods would not get them."""
     control = nodes[delivery.control]
     if delivery.pods.dags == "git":
@@ -90,8 +92,7 @@ def undelivered(delivery: Delivery, layout: Layout, nodes: Nodes) -> tuple[str, 
     if delivery.base is None:
         return "", frozenset(delivery.nodes)
     image = _image(delivery, layout, control)
-    there = nodes.each(lambda node: _images(delivery, node).get(image.reference), list(delivery.nodes))
-    return image.reference, frozenset(name for name, digest in there.items() if digest != image.digest)
+    return image.reference, frozenset(name for name in delivery.nodes if listed.get(name, {}).get(image.reference) != image.digest)
 
 
 def deliver(delivery: Delivery, layout: Layout, nodes: Nodes, report: Report = lambda text: None) -> None:
@@ -131,13 +132,14 @@ def _image(delivery: Delivery, layout: Layout, control: Session) -> DagImage:
     return dag_image(delivery.base, layout.airflow_home, files)
 
 
-def _images(delivery: Delivery, node: Session) -> dict[str, str]:
+def images_on(delivery: Delivery, node: Session) -> dict[str, str]:
+    """Return the digests of a node's images, by name; none if its containerd does not answer."""
     return listed_images(node.call("ask", argv=[*delivery.ctr, "images", "ls"], check=False)["out"])
 
 
 def _import(delivery: Delivery, node: Session, image: DagImage) -> dict[str, str]:
     """Import the image, if the node does not have it; return all that it has."""
-    images = _images(delivery, node)
+    images = images_on(delivery, node)
     if images.get(image.reference) != image.digest:
         argv = [*delivery.ctr, "images", "import", "--digests=false", "-"]
         node.call("feed", argv=argv, data=base64.b64encode(image.archive).decode())
@@ -154,7 +156,7 @@ def _remove(delivery: Delivery, node: Session, names: list[str]) -> None:
         node.call("run", argv=[*delivery.ctr, "images", "rm", *names])
 
 
-def leftovers(kubernetes: Kubernetes, nodes: Nodes) -> dict[str, str]:
+def leftovers(kubernetes: Kubernetes, nodes: Nodes, listed: Listed) -> dict[str, str]:
     """Return what other ways of distributing DAGs left in the cluster, by node."""
     delivery, found = delivery_of(kubernetes), {}
     if kubernetes.pods.dags != "git":
@@ -162,9 +164,8 @@ def leftovers(kubernetes: Kubernetes, nodes: Nodes) -> dict[str, str]:
         if nodes[delivery.control].call("ask", argv=argv, check=False)["out"].strip():
             found[delivery.control] = f"secret {manifests.GIT_KEY}"
     if kubernetes.pods.dags != "image":
-        there = [node.name for node in kubernetes.task_nodes if node.name in kubernetes.seen.software]
-        images = nodes.each(lambda node: outdated(_images(delivery, node), set()), there)
-        found |= {name: ", ".join(filter(None, (found.get(name), "images with DAGs"))) for name, names in images.items() if names}
+        there = [name for name, images in listed.items() if outdated(images, set())]
+        found |= {name: ", ".join(filter(None, (found.get(name), "images with DAGs"))) for name in there}
     return found
 
 
@@ -175,4 +176,4 @@ def remove_leftovers(kubernetes: Kubernetes, nodes: Nodes) -> None:
         argv = [*delivery.kubectl, "delete", "secret", manifests.GIT_KEY, "-n", manifests.NAMESPACE, "--ignore-not-found"]
         nodes[delivery.control].call("run", argv=argv)
     if kubernetes.pods.dags != "image":
-        nodes.each(lambda node: _remove(delivery, node, outdated(_images(delivery, node), set())), list(delivery.nodes))
+        nodes.each(lambda node: _remove(delivery, node, outdated(images_on(delivery, node), set())), list(delivery.nodes))

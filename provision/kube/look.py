@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from provision.kube import manifests
-from provision.kube.delivery import complete_delivery, leftovers, undelivered
+from provision.kube.delivery import complete_delivery, delivery_of, images_on, leftovers, undelivered
 from provision.kube.state import ClusterSeen, Kubernetes
 from provision.nodes.session import Nodes, Session
 
@@ -20,12 +20,13 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
     names = [node.name for node in kubernetes.cluster.nodes]
     software = nodes.each(lambda node: bool(node.call("names_in", folder=str(kubernetes.software), pattern="complete")), names)
     there = [name for name, found in software.items() if found]
+    listed = nodes.each(lambda node: images_on(delivery_of(kubernetes), node), [n.name for n in kubernetes.task_nodes if n.name in there])
     seen = replace(
         kubernetes.seen,
         software=frozenset(there),
         join_token=control.call("read", path=str(kubernetes.distribution.join_token)).strip(),
         image_archive=control.call("read", path=f"{kubernetes.image_archive}.digest").strip(),
-        images=nodes.each(lambda node: _image(kubernetes, node), [n.name for n in kubernetes.task_nodes if n.name in there]),
+        images={name: images.get(kubernetes.pods.image, "") for name, images in listed.items()},
     )
     if control.name not in there:
         return seen
@@ -34,12 +35,12 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
         return seen
     authority, accounts = _accounts(kubernetes, control)
     known = replace(kubernetes, seen=seen)
-    image, missing = undelivered(complete_delivery(known, nodes), kubernetes.layout, nodes)
+    image, missing = undelivered(complete_delivery(known, nodes), kubernetes.layout, nodes, listed)
     return replace(
         seen,
         dag_image=image,
         undelivered=missing,
-        leftovers=leftovers(known, nodes),
+        leftovers=leftovers(known, nodes, listed),
         ready=ready,
         authority=authority,
         accounts=accounts,
@@ -87,12 +88,6 @@ def _accounts(kubernetes: Kubernetes, control: Session) -> tuple[str, dict[str, 
         if "token" in data:
             authority, tokens[name] = data["ca.crt"], base64.b64decode(data["token"]).decode()
     return authority, tokens
-
-
-def _image(kubernetes: Kubernetes, node: Session) -> str:
-    argv = [*kubernetes.distribution.ctr(kubernetes.software), "images", "ls", f"name=={kubernetes.pods.image}"]
-    shown = node.call("ask", argv=argv, check=False)["out"]
-    return image_digest(kubernetes.pods.image, shown)
 
 
 def image_digest(reference: str, listed: str) -> str:

@@ -373,7 +373,7 @@ class NodesTarget:
         if desired.kubernetes is None:
             path.unlink(missing_ok=True)
         else:
-            write_private(path, lab_kubeconfig(self._kubernetes(desired.wanted, desired.about)))
+            write_private(path, lab_kubeconfig(desired.kubernetes))
 
     def _workers_after(self, desired: Desired) -> tuple[Worker, ...]:
         """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""

@@ -332,6 +332,10 @@ def image_delivery() -> Delivery:
     return replace(delivery_of(cluster("image")), base=BASE, ctr=("ctr",), kubectl=("kubectl",))
 
 
+def listed(nodes: FakeNodes) -> dict[str, dict[str, str]]:
+    return nodes.each(lambda node: node.images)
+
+
 def image_of_template(nodes: FakeNodes) -> str:
     return yaml.safe_load(nodes["control"].template)["spec"]["containers"][0]["image"]
 
@@ -344,13 +348,13 @@ def test_a_delivery_survives_being_written_down():
 
 def test_an_image_is_imported_where_it_is_missing_and_then_pods_get_it(nodes):
     known = image_delivery()
-    reference, missing = delivery.undelivered(known, Layout(), nodes)
+    reference, missing = delivery.undelivered(known, Layout(), nodes, listed(nodes))
     assert missing == {"worker-1", "worker-2"}
     delivery.deliver(known, Layout(), nodes)
     assert image_of_template(nodes) == reference
-    assert delivery.undelivered(known, Layout(), nodes) == (reference, frozenset())
+    assert delivery.undelivered(known, Layout(), nodes, listed(nodes)) == (reference, frozenset())
     del nodes["worker-2"].images[reference]
-    assert delivery.undelivered(known, Layout(), nodes) == (reference, {"worker-2"})
+    assert delivery.undelivered(known, Layout(), nodes, listed(nodes)) == (reference, {"worker-2"})
     delivery.deliver(known, Layout(), nodes)
     assert [nodes[name].asked for name in nodes] == [[], ["import"], ["import", "import"]]
 
@@ -370,7 +374,7 @@ def test_every_change_of_a_dag_folder_makes_an_image_and_old_ones_go_but_for_tho
 
 def test_without_the_image_below_nothing_is_delivered(nodes):
     known = replace(image_delivery(), base=None)
-    assert delivery.undelivered(known, Layout(), nodes) == ("", {"worker-1", "worker-2"})
+    assert delivery.undelivered(known, Layout(), nodes, listed(nodes)) == ("", {"worker-1", "worker-2"})
     with pytest.raises(ProvisionError, match="no node has the image below it"):
         delivery.deliver(known, Layout(), nodes)
 
