@@ -156,6 +156,12 @@ def choose_variant(lab: LabFile, wanted: str | None, target: str) -> str:
     return wanted
 
 
+def split_by_target(labs: Iterable[LabFile], target: str) -> tuple[list[LabFile], list[LabFile]]:
+    """Return the labs that run on a target, and those that do not."""
+    listed = list(labs)
+    return [lab for lab in listed if target in lab.targets], [lab for lab in listed if target not in lab.targets]
+
+
 def group_by_variant(labs: Iterable[tuple[LabFile, str]]) -> list[tuple[str, list[LabFile]]]:
     """Return the labs by variant, variants in the order of their first lab, so that each is installed once."""
     groups: dict[str, list[LabFile]] = {}

@@ -63,12 +63,13 @@ def list_labs(as_json: Json = False) -> None:
             lab.name,
             lab.title,
             ", ".join(lab.variants),
+            ", ".join(lab.targets),
             f"{lab.minutes:g}",
             ", ".join(f"{p.name}={p.default}" for p in lab.parameters.values()),
         )
         for lab in labs
     ]
-    _table(("lab", "title", "variants", "minutes", "parameters (--set)"), rows)
+    _table(("lab", "title", "variants", "targets", "minutes", "parameters (--set)"), rows)
 
 
 @app.command()
@@ -95,8 +96,16 @@ def run(
         chosen = [lab for lab in chosen if variant in lab.variants]
         if not chosen:
             raise UsageError(f"No lab runs on variant {variant!r}.", "labs list")
+    left_out: list[catalog.LabFile] = []
+    if not labs:
+        chosen, left_out = catalog.split_by_target(chosen, target)
+        if not chosen:
+            others = ", ".join(dict.fromkeys(name for lab in left_out for name in lab.targets))
+            raise UsageError(f"No lab of variant {variant!r} runs on target {target!r}.", f"choose another target: {others}")
     parameters = catalog.parse_parameters(set_ or [], chosen)
     with Watch() as watch:
+        for lab in left_out:
+            watch.line(f"Left out: {lab.name}, which runs only on target {' or '.join(lab.targets)}.", "dim")
         done = runner.run_labs(chosen, target, variant, parameters, watch, cell_seconds=cell_timeout)
     if as_json:
         typer.echo(runner.as_json(done))

@@ -23,7 +23,8 @@ from provision.home import REPOSITORY
 from provision.variants import wanted
 
 LABS_COMMAND = Path(sys.prefix) / "bin" / "labs"
-LABS = [lab.name for lab in all_labs()]
+RUN_HERE, NEED_NODES = catalog.split_by_target(all_labs(), "local")
+LABS = [lab.name for lab in RUN_HERE]
 # This exercise asks about what its notebook measured; the others stand on the set-up cell alone.
 NEEDS_THE_WHOLE_NOTEBOOK = {"01-life-of-a-task"}
 
@@ -43,6 +44,12 @@ def test_all_labs_pass_and_the_exit_code_says_so(finished):
     assert {lab["lab"]: lab["verdict"] for lab in run["labs"]} == dict.fromkeys(LABS, "pass"), done.stderr[-3000:]
     assert run["verdict"] == "pass"
     assert done.returncode == 0
+
+
+def test_labs_that_need_nodes_are_left_out_with_a_sentence(finished):
+    said = finished[0].stderr.replace("\n", " ")
+    for lab in NEED_NODES:
+        assert f"Left out: {lab.name}, which runs only on target vagrant." in said
 
 
 def test_every_record_is_valid_complete_and_has_exact_measurements(finished):
@@ -65,7 +72,7 @@ def test_no_secret_reaches_records_notebooks_or_the_report(finished, lab_folder)
 
 def test_the_report_shows_every_lab_and_its_notebook(finished):
     page = Path(finished[1]["report"]).read_text()
-    for lab in all_labs():
+    for lab in RUN_HERE:
         assert lab.title in page.replace("&#39;", "'").replace("&amp;", "&")
         assert f'href="{lab.name}.html"' in page
 
@@ -78,7 +85,7 @@ def test_progress_names_lab_section_and_check(finished):
     assert "delivering probe" in done.stderr
 
 
-@pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.name)
+@pytest.mark.parametrize("lab", RUN_HERE, ids=lambda lab: lab.name)
 def test_a_starter_fails_its_check(lab, target, tmp_path):
     """The notebook without its solution; the whole run above shows that the solution passes."""
     target.install(wanted(catalog.choose_variant(lab, None, "local")))
@@ -104,6 +111,8 @@ def test_a_starter_fails_its_check(lab, target, tmp_path):
         (["run", "04", "--variant", "mysql"], "Unknown variant 'mysql'"),
         (["run", "04", "--variant", "sqlite"], "does not run on variant 'sqlite'"),
         (["run", "--variant", "standalone"], "No lab runs on variant"),
+        (["run", "--variant", "kubernetes"], "No lab of variant 'kubernetes' runs on target 'local'"),
+        (["run", "09"], "does not run on target 'local'"),
         (["run", "04", "--target", "moon"], "Unknown target 'moon'"),
         (["run", "04", "--set", "slot=3"], "Unknown parameter 'slot'"),
         (["run", "04", "--set", "slots=three"], "not of type int"),
@@ -161,4 +170,4 @@ def test_an_interrupted_run_releases_everything_and_stays_readable(target):
 def test_doctor_and_list_answer(labs):
     assert labs("doctor").returncode == 0
     listed = json.loads(labs("list", "--json").stdout)
-    assert [lab["lab"] for lab in listed] == LABS
+    assert [lab["lab"] for lab in listed] == [lab.name for lab in all_labs()]

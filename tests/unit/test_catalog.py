@@ -10,7 +10,17 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from labs import catalog
-from labs.catalog import LabFile, Parameter, all_labs, choose_variant, find_labs, group_by_variant, parse_parameters, typed_value
+from labs.catalog import (
+    LabFile,
+    Parameter,
+    all_labs,
+    choose_variant,
+    find_labs,
+    group_by_variant,
+    parse_parameters,
+    split_by_target,
+    typed_value,
+)
 from labs.errors import LabError, UsageError
 
 DESCRIPTION = {"title": "Pools", "variants": ["postgres", "sqlite"], "targets": ["local"], "minutes": 3}
@@ -255,6 +265,13 @@ def test_a_variant_or_target_that_a_lab_does_not_run_on_is_refused(lab, variant,
         choose_variant(lab(), variant, target)
     assert says in refused.value.message
     assert hint in refused.value.hint
+
+
+def test_labs_are_split_into_those_that_run_on_a_target_and_those_that_do_not(lab):
+    here, there, everywhere = lab("01-here"), lab("02-there", targets=["vagrant"]), lab("03-everywhere", targets=["local", "vagrant"])
+    assert split_by_target([here, there, everywhere], "local") == ([here, everywhere], [there])
+    assert split_by_target([here, there, everywhere], "vagrant") == ([there, everywhere], [here])
+    assert split_by_target([], "local") == ([], [])
 
 
 def test_labs_are_grouped_so_that_each_variant_is_installed_once(series):
