@@ -10,7 +10,7 @@ import pytest
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from labs import sandbox, sandbox_objects, services
+from labs import sandbox, sandbox_objects, sandbox_watch, services
 from labs.errors import LabError
 from labs.installation import Installation
 from labs.pod_lives import RUNS, WAITS
@@ -179,7 +179,7 @@ def test_a_cluster_that_does_not_answer_is_a_labs_error():
         raise urllib3.exceptions.MaxRetryError(None, "/", "no route")
 
     with pytest.raises(LabError, match="does not answer"):
-        sandbox.asked(silent)
+        sandbox_watch.asked(silent)
 
 
 def test_an_answer_that_is_no_json_is_shown_as_it_is():
@@ -190,7 +190,7 @@ def test_an_answer_that_is_no_json_is_shown_as_it_is():
         raise error
 
     with pytest.raises(LabError, match=r"502 Bad Gateway\. <html>"):
-        sandbox.asked(broken)
+        sandbox_watch.asked(broken)
 
 
 def test_a_pod_is_run_to_its_end_and_its_words_are_returned(box, cluster):
