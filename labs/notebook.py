@@ -28,9 +28,6 @@ from provision.home import lab_home
 from provision.lock import exclusive
 from provision.workers import Worker, check_together, listed_workers
 
-# The one quota that labs make.
-QUOTA = "airflow-labs"
-
 
 class Lab(Bench):
     """One notebook's session with the installed Airflow, and its result record."""
@@ -102,12 +99,12 @@ class Lab(Bench):
 
     def quota(self, pods: int) -> Note:
         """Let the namespace of tasks have at most so many pods; there is no quota any more when the lab finishes."""
-        self.cluster.set_quota(QUOTA, {"pods": str(pods)})
+        services.set_quota(self.installation, pods)
         return Note(f"The namespace {self.cluster.namespace} may have {pods} {'pod' if pods == 1 else 'pods'}.")
 
     def remove_quota(self) -> None:
         """Remove the quota that this lab made."""
-        self.cluster.remove_quota(QUOTA)
+        services.set_quota(self.installation, None)
 
     def distribute_dags(self, way: str) -> Note:
         """Get DAGs into pods another way ("volume", "git" or "image"); it is as before when the lab finishes."""
@@ -192,7 +189,7 @@ class Lab(Bench):
             judged = judge(answer) if answer is not None else False
         except LabError as error:
             judged, hint = False, f"{error.message} {error.hint}"
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             judged, hint = False, f"This answer cannot be judged ({error}). {hint}"
         if isinstance(judged, Measurement):
             verdict, why = judged.verdict, judged.why
@@ -253,6 +250,28 @@ class Lab(Bench):
             return checks.check_plateau(name, dict(running), seen, [plateau])
 
         return self.exercise(name, workers, judge, hint)
+
+    def exercise_quota(self, name: str, answer: Any, spec: Mapping[str, Any], peak: int, hint: str) -> Note:
+        """Judge a quota that the learner chose, with the setting for what it refuses, by running a probe on it.
+
+        The answer has `pods` and `task_publish_max_retries`; the quota must hold the tasks back, `peak` of them must run
+        at once, and all must succeed.
+        """
+
+        def judge(given: Any) -> Measurement:
+            pods, retries = int(given["pods"]), int(given["task_publish_max_retries"])
+            self.quota(pods)
+            self.change_settings({"kubernetes_executor.task_publish_max_retries": retries})
+            prediction, result = self.predict(spec), self.run(spec)
+            self.remove_quota()
+            ended = timeline.states(result.attempts)
+            if set(ended) != {"success"}:
+                raise LabError(f"The tasks ended like this: {ended}.", hint)
+            if prediction.binding_names != ("quota",):
+                raise LabError(f"What held the tasks back was {prediction.binding}.", hint)
+            return checks.check_plateau(name, peak, result.plateau.running, [result.plateau])
+
+        return self.exercise(name, answer, judge, hint)
 
     def timing(self, name: str, samples: Sequence[float], unit: str = "s") -> None:
         """Record raw samples; they are compared only with a baseline from the same machine."""
