@@ -566,6 +566,8 @@ def set_accounts(accounts: dict[str, dict[str, str] | None]) -> None:
     for name, wanted in accounts.items():
         if wanted is None:
             if _account(name):
+                # Whoever is logged in with the key that does not count any more.
+                run(["pkill", "-KILL", "-u", name], check=False)
                 run(["userdel", name])
             if _has(grp.getgrnam, name):
                 run(["groupdel", name])

@@ -455,7 +455,7 @@ def test_a_repository_that_an_interrupted_git_left_is_made_again(folders, damage
     ("there", "wanted_account", "expected"),
     [
         (None, None, []),
-        ({"home": "/h", "shell": "/s"}, None, ["userdel guest"]),
+        ({"home": "/h", "shell": "/s"}, None, ["pkill -KILL -u guest", "userdel guest"]),
         ({"home": "/h", "shell": "/s"}, {"home": "/h", "shell": "/s"}, []),
         ({"home": "/h", "shell": "/bin/sh"}, {"home": "/h", "shell": "/s"}, ["usermod --home /h --shell /s guest"]),
         (
