@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 
 import pytest
@@ -86,8 +85,7 @@ def test_a_task_is_one_pod_that_goes_when_it_ends_and_leaves_its_log(target):
         wait_for(lambda: cluster.pods() == [], 60, "The end of every pod")
         for row in bench.api.task_instances(probe.dag_id):
             log = "\n".join(bench.api.log(row))
-            assert "Could not read" not in log
-            assert re.search("gate", log, re.I), log
+            assert "This hold task worked" in log
 
 
 def test_an_image_that_is_missing_on_one_node_is_imported_there_again(target):
