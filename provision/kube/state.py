@@ -103,6 +103,13 @@ class Kubernetes:
         key = git.secret(self.deploy_key, self.cluster.control.address, self.seen.host_key) if self.deploy_key else None
         return manifests.render(manifests.objects(key))
 
+    def kubeconfig(self) -> str:
+        """Return the executor's credentials; empty as long as the server has made none."""
+        token = self.seen.accounts.get(manifests.EXECUTOR_ACCOUNT)
+        if not token:
+            return ""
+        return manifests.kubeconfig(self.api_url, self.seen.authority, manifests.EXECUTOR_ACCOUNT, token, manifests.NAMESPACE)
+
     def pod_template(self) -> str:
         """Return the pod template; empty as long as its image is not on every node: a pod without its image fails."""
         if self.pods.dags != "image":
@@ -149,12 +156,8 @@ def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tup
         found[str(layout.software / "pod_image.py")] = (IMAGE_SCRIPT, "root", "0644")
         if distribution.name == "rke2":
             found[str(distribution.manifests / distributions.CANAL_CONFIG)] = (distributions.canal_manifest(interface), "root", "0600")
-        if token := seen.accounts.get(manifests.EXECUTOR_ACCOUNT):
-            found[str(layout.configuration / "kubeconfig")] = (
-                manifests.kubeconfig(kubernetes.api_url, seen.authority, manifests.EXECUTOR_ACCOUNT, token, manifests.NAMESPACE),
-                "airflow",
-                "0640",
-            )
+        if credentials := kubernetes.kubeconfig():
+            found[str(layout.configuration / "kubeconfig")] = (credentials, "airflow", "0640")
     return found
 
 

@@ -198,6 +198,7 @@ def desired_state(
     environment = airflow.render_environment(variant, placement, secrets, wanted.changes)
     local_settings = "" if variant.as_shipped else (FILES / "airflow_local_settings.py").read_text()
     relevant = environment | {"airflow_local_settings.py": local_settings, "environment": str(environment_path(layout, about))}
+    relevant |= _credentials(kubernetes, environment)
     common = _common_files(layout, environment, local_settings)
     check_names(wanted.workers, cluster)
     where = placed(wanted.workers, cluster)
@@ -250,6 +251,17 @@ def _pod_placement(layout: Layout, kubernetes: Kubernetes | None) -> dict[str, s
         # With it, Airflow would put this image in the place of the template's, which changes with every DAG.
         "pod_image": "" if kubernetes.pods.dags == "image" else kubernetes.pods.image,
     }
+
+
+def _credentials(kubernetes: Kubernetes | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands for the variable with the path of the executor's credentials in digests: the path and what is there.
+
+    Whoever reads the variable reads the file once, at its start: those of another cluster must restart him.
+    """
+    variable = airflow.variable_name("kubernetes_executor.config_file")
+    if kubernetes is None or not (text := kubernetes.kubeconfig()):
+        return {}
+    return {variable: f"{environment[variable]} {hashlib.sha256(text.encode()).hexdigest()}"}
 
 
 def _cluster_unit(kubernetes: Kubernetes, node: Node, texts: Mapping[str, tuple[str, str, str]]) -> Unit:

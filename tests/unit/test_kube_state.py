@@ -175,6 +175,24 @@ def test_a_new_template_restarts_no_service_of_airflow():
     assert before == after
 
 
+@pytest.mark.parametrize(
+    ("change", "restarted"),
+    [
+        ({}, set()),
+        ({"accounts": {**ACCOUNTS, EXECUTOR_ACCOUNT: "another"}}, {"scheduler", "api-server"}),
+        ({"authority": "T3RoZXI="}, {"scheduler", "api-server"}),
+        ({"accounts": {**ACCOUNTS, LAB_ACCOUNT: "another"}}, set()),
+    ],
+    ids=["the same cluster", "another token", "another authority", "another token of the labs"],
+)
+def test_credentials_of_another_cluster_restart_who_has_read_the_old_ones(change, restarted):
+    before, after = (
+        {each.service: each.digest for each in desired(kubernetes(seen=replace(complete(), **difference))).nodes["control"].units}
+        for difference in ({}, change)
+    )
+    assert {name for name in before if before[name] != after[name]} == restarted
+
+
 def test_the_scheduler_is_told_where_credentials_template_and_image_are():
     environment = desired().environment
     assert environment["AIRFLOW__KUBERNETES_EXECUTOR__CONFIG_FILE"] == KUBECONFIG
