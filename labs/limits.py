@@ -66,7 +66,7 @@ def predict(
     if settings["core.executor"] == CELERY:
         _require_certainty(sent, workers, settings)
     if room is not None and room.quota is not None and refused_fail(settings):
-        return _with_failures(candidates, limits, room)
+        return _with_failures(spec, candidates, limits, room)
     binding = _binding(candidates, limits, sent, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
@@ -81,8 +81,10 @@ def predict(
     )
 
 
-def _with_failures(candidates: list[Candidate], limits: list[Limit], room: PodRoom) -> Prediction:
+def _with_failures(spec: Spec, candidates: list[Candidate], limits: list[Limit], room: PodRoom) -> Prediction:
     """Return the prediction where a quota fails tasks at once: each failure frees its place for the next, until none waits."""
+    if any(group.retries for group in spec.groups):
+        raise LabError("Tasks with retries come back after a quota has failed them; when, depends on their delay.", 'leave "retries" out')
     others = [limit for limit in limits if limit.name != "quota"]
     if started(admitted(candidates, others, len(candidates)), others) < room.quota or room.total < room.quota:
         raise LabError(

@@ -7,10 +7,11 @@ the pod runs, waits for room, or could not be created yet (`running` and `queued
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from labs.admission import Limit
+from labs.errors import LabError
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,14 @@ def pod_limits(room: PodRoom, settings: Mapping[str, str]) -> list[Limit]:
 
 
 def refused_fail(settings: Mapping[str, str]) -> bool:
-    """Return whether a task whose pod a quota refuses fails at once, instead of being tried again until there is room."""
-    return int(settings["kubernetes_executor.task_publish_max_retries"]) == 0
+    """Return whether a task whose pod a quota refuses fails at once, instead of being tried again until there is room.
 
-
-def spread(counts: Sequence[int]) -> int:
-    """Return by how much the fullest and the emptiest node differ."""
-    return max(counts) - min(counts) if counts else 0
+    Raises LabError for a number of tries: one is made in each loop of the scheduler, and how long those take is chance.
+    """
+    retries = int(settings["kubernetes_executor.task_publish_max_retries"])
+    if retries > 0:
+        raise LabError(
+            f"A pod that a quota refuses is tried again {retries} times, once in each loop: whether there is room by then is chance.",
+            "set kubernetes_executor.task_publish_max_retries to 0 (its task fails) or -1 (for ever)",
+        )
+    return retries == 0

@@ -245,6 +245,7 @@ class Probe:
                 self.released = self.released or (time.time() if self.spec.holds else None)
         finally:
             self._watcher.remove_spec(self.dag_id)
+        self._watcher.remove_waiting_pods(self.dag_id)
         self._api.delete_dag(self.dag_id)
         if self.spec.holds:
             self._api.delete_variable(self.gate)
@@ -353,6 +354,7 @@ def reset(installation: Installation, api: AirflowApi) -> int:
             release_dag(api, dag_id, GATE_PREFIX + dag_id)
         services.remove_spec(installation, dag_id)
         api.delete_dag(dag_id)
+    services.remove_waiting_pods(installation, PREFIX)
     services.remove_quotas(installation)
     for gate in api.variables(GATE_PREFIX):
         api.delete_variable(gate)

@@ -163,6 +163,18 @@ def set_quota(installation: Installation, pods: int | None) -> None:
         cluster.set_quota(QUOTA, {"pods": str(pods)})
 
 
+def remove_waiting_pods(installation: Installation, dag_prefix: str) -> None:
+    """Remove pods of these DAGs that never ran: whoever ends a DAG run takes a task from the executor, but not its pod.
+
+    A pod that waits for room would wait, and count in every quota, for ever (fail_run skips queued tasks, and the
+    executor of provider 10.25 deletes a pod only when it has ended).
+    """
+    cluster = cluster_of(installation)
+    for pod in cluster.pods() if cluster else ():
+        if pod.phase == "Pending" and pod.annotations.get("dag_id", "").startswith(dag_prefix):
+            cluster.delete_pod(pod.name)
+
+
 def pod_room(installation: Installation) -> PodRoom | None:
     """Return how many pods of tasks a cluster has room for now, None where tasks do not run in pods."""
     cluster = cluster_of(installation)
@@ -177,7 +189,7 @@ class Watcher:
     """Looks after an installation while a probe runs on it."""
 
     def __init__(self, installation: Installation) -> None:
-        self._place = target_of(installation)
+        self._installation, self._place = installation, target_of(installation)
         self._last = 0.0
 
     def require_alive(self) -> None:
@@ -193,6 +205,10 @@ class Watcher:
     def remove_spec(self, name: str) -> None:
         """Take a probe's document out of the DAG folder again."""
         self._place.remove_spec(name)
+
+    def remove_waiting_pods(self, dag_id: str) -> None:
+        """Remove pods of a DAG that never ran; nothing happens where there is no cluster."""
+        remove_waiting_pods(self._installation, dag_id)
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""

@@ -126,6 +126,12 @@ class Bench:
             raise LabError(f"The variant {self.installation.variant} has no Kubernetes.", "fab install kubernetes --target vagrant")
         return found
 
+    @property
+    def pod_room(self) -> dict[str, int]:
+        """How many pods of tasks each node has room for now, with what a pod asks for now."""
+        room = services.pod_room(self.installation)
+        return dict(room.by_node) if room else {}
+
     def watch_pods(self) -> PodWatch:
         """Return what looks at the pods of tasks for as long as its `with` block lasts."""
         return PodWatch(self.cluster.pods)

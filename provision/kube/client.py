@@ -87,12 +87,18 @@ class Cluster:
         return client.CoreV1Api(self.api)
 
     def room(self, names: list[str]) -> list[NodeRoom]:
-        """Return what these nodes have left for pods of tasks: what they offer, less what other pods that run there ask for."""
+        """Return what these nodes have left for pods of tasks: what they offer, less what other pods that run there ask for.
+
+        Raises ProvisionError that names a node which takes no pods now.
+        """
         used: dict[str, list[dict[str, str]]] = {name: [] for name in names}
         for pod in self._call(self.core.list_pod_for_all_namespaces).items:
             ours = pod.metadata.namespace == self.namespace and (pod.metadata.labels or {}).get("kubernetes_executor") == "True"
             if pod.spec.node_name in used and pod.status.phase not in ENDED and not ours:
                 used[pod.spec.node_name].append(_requests(pod))
+        listed = [node for node in self._call(self.core.list_node).items if node.metadata.name in used]
+        if closed := [node.metadata.name for node in listed if not _takes_pods(node)]:
+            raise ProvisionError(f"{', '.join(closed)} takes no pods now.", "fab status --target vagrant")
         return [
             NodeRoom(
                 node.metadata.name,
@@ -100,13 +106,17 @@ class Cluster:
                 quantity(node.status.allocatable["memory"]) - sum(quantity(each.get("memory", "0")) for each in used[node.metadata.name]),
                 int(node.status.allocatable["pods"]) - len(used[node.metadata.name]),
             )
-            for node in self._call(self.core.list_node).items
-            if node.metadata.name in used
+            for node in listed
         ]
 
     def quota_pods(self) -> int | None:
-        """Return how many pods the namespace's quotas allow, None without one."""
+        """Return how many pods the namespace's quotas allow, None without one; raises ProvisionError for quotas of anything else."""
         quotas = self._call(self.core.list_namespaced_resource_quota, self.namespace).items
+        if strange := sorted({key for quota in quotas for key in quota.spec.hard or {} if key != "pods"}):
+            raise ProvisionError(
+                f"A quota of the namespace {self.namespace} limits {', '.join(strange)}; the labs know quotas of pods only.",
+                "remove that quota: kubectl delete resourcequota",
+            )
         allowed = [int(quota.spec.hard["pods"]) for quota in quotas if "pods" in (quota.spec.hard or {})]
         return min(allowed, default=None)
 
@@ -166,12 +176,25 @@ def _message(error: ApiException) -> str:
     return (error.body or "").strip()[:300]
 
 
+def _takes_pods(node: Any) -> bool:
+    ready = any(each.type == "Ready" and each.status == "True" for each in node.status.conditions or ())
+    return ready and not node.spec.unschedulable
+
+
 def _requests(pod: Any) -> dict[str, str]:
+    """Return what a pod asks for: all its containers together, or the one before them that asks for most."""
     total: dict[str, float] = {}
     for container in pod.spec.containers:
-        for name, text in ((container.resources and container.resources.requests) or {}).items():
+        for name, text in _asked(container).items():
             total[name] = total.get(name, 0.0) + quantity(text)
+    for container in pod.spec.init_containers or ():
+        for name, text in _asked(container).items():
+            total[name] = max(total.get(name, 0.0), quantity(text))
     return {name: str(value) for name, value in total.items()}
+
+
+def _asked(container: Any) -> dict[str, str]:
+    return (container.resources and container.resources.requests) or {}
 
 
 def _pod(pod: Any) -> Pod:

@@ -76,8 +76,9 @@ def pod(name: str = "task-1", node: str = "worker-1", phase: str = "Running", **
     }
 
 
-def node(name: str, cpu: str = "2", memory: str = "4Gi", pods: str = "110") -> dict[str, Any]:
-    return {"metadata": {"name": name}, "status": {"allocatable": {"cpu": cpu, "memory": memory, "pods": pods}}}
+def node(name: str, cpu: str = "2", memory: str = "4Gi", pods: str = "110", ready: str = "True", closed: bool = False) -> dict[str, Any]:
+    status = {"allocatable": {"cpu": cpu, "memory": memory, "pods": pods}, "conditions": [{"type": "Ready", "status": ready}]}
+    return {"metadata": {"name": name}, "spec": {"unschedulable": closed}, "status": status}
 
 
 def quota(name: str, hard: dict[str, str]) -> dict[str, Any]:
@@ -233,15 +234,27 @@ def test_a_node_that_is_not_there_has_no_room(api, cluster):
     ("quotas", "allowed"),
     [
         ([], None),
-        ([{"cpu": "2"}], None),
         ([{"pods": "3"}], 3),
-        ([{"pods": "3"}, {"pods": "2", "cpu": "1"}, {"memory": "1Gi"}], 2),
+        ([{"pods": "3"}, {"pods": "2"}], 2),
         ([{"pods": "0"}], 0),
     ],
 )
 def test_the_narrowest_quota_counts(api, cluster, quotas, allowed):
     api.lists[QUOTAS] = [quota(f"q{number}", hard) for number, hard in enumerate(quotas)]
     assert cluster.quota_pods() == allowed
+
+
+def test_a_quota_of_anything_else_is_refused_because_nothing_could_be_predicted(api, cluster):
+    api.lists[QUOTAS] = [quota("q", {"pods": "2", "requests.cpu": "1"})]
+    with pytest.raises(ProvisionError, match=r"limits requests\.cpu"):
+        cluster.quota_pods()
+
+
+@pytest.mark.parametrize("node_now", [{"ready": "Unknown"}, {"ready": "False"}, {"closed": True}])
+def test_a_node_that_takes_no_pods_is_named(api, cluster, node_now):
+    api.lists["/api/v1/nodes"] = [node("worker-1"), node("worker-2", **node_now)]
+    with pytest.raises(ProvisionError, match="^worker-2 takes no pods"):
+        cluster.room(["worker-1", "worker-2"])
 
 
 def test_a_quota_takes_the_place_of_one_of_the_same_name(api, cluster):

@@ -10,7 +10,7 @@ import pytest
 
 from labs.errors import LabError
 from labs.limits import Prediction, limits_of, predict
-from labs.pod_limits import PodRoom, pods_on, refused_fail, spread
+from labs.pod_limits import PodRoom, pods_on, refused_fail
 from labs.spec import parse
 from provision.variants import variant_named
 
@@ -99,10 +99,9 @@ def test_without_room_nothing_runs():
     ("quota", "tasks", "expected"),
     [(3, 8, (3, 5, 0, 0)), (1, 8, (1, 7, 0, 0)), (8, 8, (8, 0, 0, 0)), (0, 4, (0, 4, 0, 0)), (30, 20, (14, 2, 4, 0))],
 )
-@pytest.mark.parametrize("retries", [-1, 5])
-def test_tasks_whose_pod_is_refused_wait_as_queued_if_it_is_tried_again(quota, tasks, expected, retries):
+def test_tasks_whose_pod_is_refused_wait_as_queued_if_it_is_tried_again(quota, tasks, expected):
     room = PodRoom(ROOM.by_node, quota)
-    prediction = predicted({"tasks": tasks}, room, retries=retries)
+    prediction = predicted({"tasks": tasks}, room, retries=-1)
     assert counts(prediction) == expected
     assert ("quota" in prediction.binding_names) == (quota < min(tasks, 14))
 
@@ -134,9 +133,16 @@ def test_how_many_a_quota_fails_is_not_predicted_where_it_depends_on_chance(spec
     assert "task_publish_max_retries=-1" in refused.value.hint
 
 
-@pytest.mark.parametrize(("retries", "fails"), [("0", True), ("-1", False), ("3", False)])
+@pytest.mark.parametrize(("retries", "fails"), [("0", True), ("-1", False)])
 def test_no_retries_means_failure(retries, fails):
     assert refused_fail({"kubernetes_executor.task_publish_max_retries": retries}) is fails
+
+
+def test_what_depends_on_chance_is_not_predicted():
+    with pytest.raises(LabError, match="tried again 3 times"):
+        predicted({"tasks": 8}, PodRoom(ROOM.by_node, 3), retries=3)
+    with pytest.raises(LabError, match="with retries come back"):
+        predicted({"tasks": 8, "retries": 1}, PodRoom(ROOM.by_node, 3), retries=0)
 
 
 def test_no_quota_is_no_limit():
@@ -169,8 +175,3 @@ def test_the_peak_agrees_with_the_narrowest_of_all_limits():
             {"p": slots}, parallelism=parallelism, retries=-1,
         )  # fmt: skip
         assert counts(prediction) == (running, sent - running, tasks - sent, 0), (tasks, parallelism, active, slots, room, quota)
-
-
-@pytest.mark.parametrize(("counted", "difference"), [([], 0), ([4], 0), ([4, 4], 0), ([7, 2, 5], 5)])
-def test_the_spread_is_between_the_fullest_and_the_emptiest_node(counted, difference):
-    assert spread(counted) == difference
