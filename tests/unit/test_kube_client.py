@@ -253,7 +253,7 @@ def test_a_quota_of_anything_else_is_refused_because_nothing_could_be_predicted(
 @pytest.mark.parametrize("node_now", [{"ready": "Unknown"}, {"ready": "False"}, {"closed": True}])
 def test_a_node_that_takes_no_pods_is_named(api, cluster, node_now):
     api.lists["/api/v1/nodes"] = [node("worker-1"), node("worker-2", **node_now)]
-    with pytest.raises(ProvisionError, match="^worker-2 takes no pods"):
+    with pytest.raises(ProvisionError, match=r"^worker-2 takes no pods"):
         cluster.room(["worker-1", "worker-2"])
 
 
