@@ -1,11 +1,14 @@
 #!/bin/sh
-# Run by systemd when a node's Kubernetes was stopped on purpose: pods outlive the service that started them, and a
-# node that is to run another variant, or nothing, must have none left. After a crash they are left alone.
-case "$SERVICE_RESULT" in success | timeout) ;; *) exit 0 ;; esac
+# Run after a node's Kubernetes was stopped on purpose: pods outlive the service that started them, and a node that is
+# to run another variant, or nothing, must have none left. A crash does not get here, and leaves them alone.
 
-# Containers' processes are found by their control groups, and containerd's helpers by their names.
+# Containers' processes are found by their control groups, and containerd's helpers by its socket: other programs on
+# the node, such as Docker, have helpers of the same name. Where a group has processes of another namespace, the kernel
+# shows them as 0, which for kill would be the script itself.
+helpers='^[^ ]*containerd-shim.* -address /run/k3s/containerd/containerd\.sock( |$)'
+groups='/sys/fs/cgroup/kubepods* /sys/fs/cgroup/*/kubepods*'
 for round in 1 2 3; do
-  pids=$( { cat $(find /sys/fs/cgroup -path '*kubepods*' -name cgroup.procs 2>/dev/null) /dev/null; pgrep -f '^/.*containerd-shim'; } 2>/dev/null | sort -u)
+  pids=$( { cat $(find $groups -name cgroup.procs 2>/dev/null) /dev/null; pgrep -f "$helpers"; } 2>/dev/null | grep -E '^[1-9]' | sort -u)
   [ -n "$pids" ] || break
   kill -KILL $pids 2>/dev/null
   sleep 0.2

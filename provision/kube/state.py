@@ -11,6 +11,7 @@ from provision.home import REPOSITORY
 from provision.kube import distributions, git, manifests
 from provision.kube.artifacts import Artifacts
 from provision.kube.distributions import Distribution
+from provision.nodes.agent import AFTER_STOP
 from provision.nodes.layout import Layout
 from provision.topology import Cluster, Node
 
@@ -201,7 +202,8 @@ def unit_body(kubernetes: Kubernetes, node: Node) -> list[str]:
     return [
         *modules,
         f"ExecStart={kubernetes.distribution.command(kubernetes.software, is_server)}",
-        f"ExecStopPost={kubernetes.layout.configuration}/kubernetes-stop",
+        # Not ExecStopPost, which systemd runs after a crash, too.
+        f"{AFTER_STOP}{kubernetes.layout.configuration}/kubernetes-stop",
         "Type=notify",
         # A restart after a crash must find its pods running.
         "KillMode=process",

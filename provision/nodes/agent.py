@@ -30,6 +30,9 @@ from typing import Any
 
 # Every unit writes down here the digest of what it was started with.
 STARTED = "/run/airflow-labs"
+UNITS = "/etc/systemd/system"
+# What a unit says of itself beside what systemd reads: the program that clears up after it was stopped on purpose.
+AFTER_STOP = "X-AirflowLabs-AfterStop="
 BEAT_S = 10
 # Whoever changes a node holds this. Longer than a worker may take to finish its tasks, which is the longest step.
 LOCK, LOCK_WAIT_S, LOCK_LOOK_S = "/run/airflow-labs.lock", 1200, 1
@@ -788,12 +791,26 @@ def start(units: list[str]) -> None:
 
 
 def stop(units: list[str]) -> None:
-    """Stop units and keep them from starting with the node; returns when they have ended, by themselves or killed for taking too long."""
+    """Stop units and keep them from starting with the node; returns when they have ended, by themselves or killed for taking too long.
+
+    What a unit says is to be run afterwards is run here: systemd itself runs its own such lines after a crash, too, and
+    cannot tell one from the other by the exit code of every program.
+    """
     if units:
         run(["systemctl", "stop", *units], check=False)
+        for program in dict.fromkeys(after_stop(unit) for unit in units):
+            # It may be gone already: an interrupted run goes on here.
+            if program and os.path.exists(program):
+                run([program], check=False)
         run(["systemctl", "disable", "--quiet", *units], check=False)
         # One that had to be killed counts as failed, also after its file is gone, and the node as degraded.
         run(["systemctl", "reset-failed", *units], check=False)
+
+
+def after_stop(unit: str) -> str:
+    """Return the program that a unit's file says is to be run once it was stopped; empty if there is none."""
+    lines = read(os.path.join(UNITS, unit)).splitlines()
+    return next((line.removeprefix(AFTER_STOP) for line in lines if line.startswith(AFTER_STOP)), "")
 
 
 def settle() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -145,7 +146,8 @@ def test_kubernetes_runs_as_a_unit_of_each_node(name):
         assert command.endswith(" server" if node == CLUSTER.control else " agent")
         # A crash leaves the pods running, a stop on purpose does not.
         assert {"KillMode=process", "Delegate=yes", "Restart=on-failure", "Type=notify"} <= set(lines)
-        assert "ExecStopPost=/etc/airflow-labs/kubernetes-stop" in lines
+        assert "X-AirflowLabs-AfterStop=/etc/airflow-labs/kubernetes-stop" in lines
+        assert not [line for line in lines if line.startswith("ExecStop")]
         assert files(kubernetes(name), node.name)["/etc/airflow-labs/kubernetes-stop"][2] == "0755"
 
 
@@ -290,21 +292,58 @@ HARMLESS = ("awk", "cat", "cut", "grep", "sort", "xargs")
 RECORDED = ("find", "ip", "ip6tables-restore", "ip6tables-save", "iptables-restore", "iptables-save", "pgrep", "rm", "sleep", "umount")
 
 
-@pytest.mark.parametrize(("result", "cleans"), [("success", True), ("timeout", True), ("exit-code", False), ("signal", False), ("", False)])
-def test_only_a_stop_on_purpose_ends_the_pods(tmp_path, result, cleans):
+@pytest.fixture
+def stop(tmp_path):
+    """Run the script with stand-ins for what would change this machine; return what it called."""
     commands, calls = tmp_path / "bin", tmp_path / "calls"
     commands.mkdir()
     calls.touch()
     for name in HARMLESS:
         (commands / name).symlink_to(shutil.which(name))
-    for name in RECORDED:
-        (commands / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n')
-        (commands / name).chmod(0o700)
-    done = subprocess.run([shutil.which("sh"), str(STOP)], env={"PATH": str(commands), "SERVICE_RESULT": result}, capture_output=True)
-    assert done.returncode == 0
-    called = calls.read_text().splitlines()
-    assert bool(called) is cleans
-    assert ({"rm -rf /var/lib/cni", "ip link delete cni0", "iptables-restore "} <= set(called)) is cleans
+
+    def run(**printed: str) -> list[str]:
+        for name in RECORDED:
+            (commands / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{printed.get(name, "")}\n')
+            (commands / name).chmod(0o700)
+        # In a session of its own: what ends the group of the script must not end the tests.
+        done = subprocess.run([shutil.which("sh"), str(STOP)], env={"PATH": str(commands)}, capture_output=True, start_new_session=True)
+        assert done.returncode == 0
+        return calls.read_text().splitlines()
+
+    return run
+
+
+def test_a_stop_leaves_no_network_and_no_rules(stop):
+    assert {"rm -rf /var/lib/cni", "ip link delete cni0", "ip link delete flannel.1", "iptables-restore "} <= set(stop())
+
+
+def test_a_stop_looks_at_the_groups_of_pods_alone(stop):
+    (looked,) = {call for call in stop() if call.startswith("find") and "cgroup.procs" in call}
+    assert all("/kubepods" in word for word in looked.split() if word.startswith("/sys/fs/cgroup"))
+
+
+def test_a_stop_ends_the_processes_it_found_and_never_itself(stop):
+    with subprocess.Popen([shutil.which("sleep"), "600"]) as pod:
+        stop(pgrep=f"echo 0; echo {pod.pid}")
+        assert pod.wait(10) == -9
+
+
+@pytest.mark.parametrize(
+    ("title", "ours"),
+    [
+        (
+            "/var/lib/rancher/k3s/data/abc/bin/containerd-shim-runc-v2 -namespace k8s.io -id 1 -address /run/k3s/containerd/containerd.sock",
+            True,
+        ),
+        ("/usr/bin/containerd-shim-runc-v2 -namespace moby -id 1 -address /run/containerd/containerd.sock", False),
+        ("/usr/bin/containerd-shim-runc-v2 -namespace moby -id 1 -address /run/k3s/containerd/containerd.sock2", False),
+        ("vi /notes/containerd-shim -address /run/k3s/containerd/containerd.sock", False),
+    ],
+    ids=["ours", "Docker's", "another socket", "an editor"],
+)
+def test_a_stop_ends_only_helpers_of_the_labs_own_containerd(stop, title, ours):
+    (pattern,) = {call.removeprefix("pgrep -f ") for call in stop() if call.startswith("pgrep")}
+    assert bool(re.search(pattern, title)) is ours
 
 
 def test_the_digest_of_artifacts_is_that_of_their_content():

@@ -1,0 +1,41 @@
+"""How units are started and stopped on a node; systemctl is a stand-in that writes down what it is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from provision.nodes import agent
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """What was run, command by command; units are files of the test's folder."""
+    found: list[list[str]] = []
+
+    def run(argv, **options):
+        found.append(argv)
+        return {"code": 0, "out": "", "err": ""}
+
+    monkeypatch.setattr(agent, "run", run)
+    monkeypatch.setattr(agent, "UNITS", str(tmp_path))
+    return found
+
+
+def unit(folder, name: str, *lines: str) -> str:
+    (folder / name).write_text("\n".join(["[Service]", "ExecStart=/bin/true", *lines]) + "\n")
+    return name
+
+
+def test_what_a_unit_wants_afterwards_is_run_once_all_have_stopped(told, tmp_path):
+    script = tmp_path / "clean"
+    script.touch()
+    units = [unit(tmp_path, name, f"X-AirflowLabs-AfterStop={script}") for name in ("a.service", "b.service")]
+    agent.stop(units)
+    assert told[:2] == [["systemctl", "stop", *units], [str(script)]]
+    assert [str(script)] not in told[2:]
+
+
+@pytest.mark.parametrize("lines", [[], ["X-AirflowLabs-AfterStop=/nowhere/clean"]], ids=["none is named", "it is gone"])
+def test_without_a_program_for_afterwards_nothing_else_is_run(told, tmp_path, lines):
+    agent.stop([unit(tmp_path, "a.service", *lines), "b.service"])
+    assert {command[0] for command in told} == {"systemctl"}
