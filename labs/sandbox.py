@@ -32,7 +32,7 @@ API_VERSIONS = {
     "PersistentVolume": "v1",
     "StorageClass": "storage.k8s.io/v1",
 }
-LOOKED_AT = {"EndpointSlice": "discovery.k8s.io/v1", "Node": "v1", "Namespace": "v1"}
+LOOKED_AT = {"EndpointSlice": "discovery.k8s.io/v1", "Node": "v1", "Namespace": "v1", "Event": "v1"}
 # Pods of a second, eight at once on two cores: three seconds.
 TIMEOUT_PODS_S = 90
 # More would measure how fast this machine makes pods.
@@ -147,6 +147,12 @@ class Sandbox:
     def phase(self, kind: str, name: str) -> str:
         """Return the phase of a pod, a volume or a claim."""
         return self.get(kind, name)["status"]["phase"]
+
+    def reasons(self, kind: str, name: str) -> list[str]:
+        """Return the reasons that the cluster has given for what it did with an object, each once, oldest first."""
+        one = self.get(kind, name)["metadata"]["uid"]
+        told = [each["reason"] for each in self.listed("Event") if each["involvedObject"].get("uid") == one]
+        return list(dict.fromkeys(told))
 
     def listed(self, kind: str, selector: str = "") -> list[Manifest]:
         """Return the objects of a kind, oldest first: of this namespace, or of the cluster for what is in none."""

@@ -70,6 +70,7 @@ class MemoryResource:
         if namespace == "airflow":
             raise refused(403, "Forbidden", "pods is forbidden")
         made = copy.deepcopy(body)
+        made["metadata"]["uid"] = f"uid-{len(self.cluster.asked)}"
         made["metadata"]["creationTimestamp"] = f"{len(self.cluster.asked):04d}"
         self.cluster.objects[self.kind, made["metadata"]["name"]] = made
         self.cluster.asked.append(("create", self.kind, made["metadata"]["name"]))
@@ -228,6 +229,21 @@ def test_endpoints_are_those_that_are_ready(box, cluster):
     cluster.objects["EndpointSlice", "web-1"] = {"metadata": named, "endpoints": parts}
     cluster.objects["EndpointSlice", "web-2"] = {"metadata": {**named, "name": "web-2"}, "endpoints": None}
     assert box.endpoints("web", 2) == ["a", "b"]
+
+
+def test_the_reasons_are_those_of_this_object_and_not_of_an_earlier_one_of_its_name(box, cluster):
+    box.make({"kind": "PersistentVolumeClaim", "metadata": {"name": "data"}})
+    told = [
+        ("uid-before", "Old"),
+        ("uid-0", "WaitForFirstConsumer"),
+        ("uid-0", "WaitForFirstConsumer"),
+        ("uid-0", "Bound"),
+        (None, "Other"),
+    ]
+    for number, (uid, reason) in enumerate(told):
+        metadata = {"name": str(number), "creationTimestamp": str(number)}
+        cluster.objects["Event", str(number)] = {"metadata": metadata, "involvedObject": {"uid": uid}, "reason": reason}
+    assert box.reasons("PersistentVolumeClaim", "data") == ["WaitForFirstConsumer", "Bound"]
 
 
 def test_pods_are_found_by_their_labels_and_change_them(box):
