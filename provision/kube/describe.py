@@ -32,9 +32,12 @@ def described(
     nodes: Nodes,
     home: LabHome,
     report: Callable[[str], None],
+    token: str,
     deploy_key: str = "",
 ) -> Kubernetes:
-    """Return the cluster that is wanted, as the nodes say it is now; `deploy_key` is what pods clone DAGs with, if they do.
+    """Return the cluster that is wanted, as the nodes say it is now.
+
+    `token` is the short one that its server starts with, `deploy_key` what pods clone DAGs with, if they do.
 
     Raises ProvisionError for artifacts that are missing or damaged, and for nodes that are too small.
     """
@@ -55,7 +58,7 @@ def described(
     seen = ClusterSeen(interfaces(addresses, nodes), host_key=_host_key(nodes[cluster.control.name]) if deploy_key else "")
     blank = Kubernetes(
         distribution, _artifacts(asked, distribution, machine, home, report), cluster, layout,
-        seen, pods, environment, deploy_key,
+        seen, pods, environment, deploy_key, token,
     )  # fmt: skip
     return replace(blank, seen=look(blank, nodes))
 

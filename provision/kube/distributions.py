@@ -17,6 +17,8 @@ from provision.topology import Cluster, Node
 
 CONTROL_TAINT = "node-role.kubernetes.io/control-plane=true:NoSchedule"
 CANAL_CONFIG = "airflow-labs-canal.yaml"
+# What a node says at every start, of whichever distribution; it makes one at its first.
+PASSWORD = PurePosixPath("/etc/rancher/node/password")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,21 @@ class Distribution:
     @property
     def manifests(self) -> PurePosixPath:
         """What is written here, the server applies."""
-        return self.data / "server" / "manifests"
+        return self.server_data / "manifests"
+
+    @property
+    def server_data(self) -> PurePosixPath:
+        """All that a server has stored: certificates, tokens and the objects of the cluster."""
+        return self.data / "server"
 
     @property
     def join_token(self) -> PurePosixPath:
         """The full token, which pins the cluster's certificate authority; the server writes it."""
-        return self.data / "server" / "node-token"
+        return self.server_data / "node-token"
+
+    def node_password(self, node: str) -> str:
+        """Return the secret in kube-system by which the server knows a node again."""
+        return f"{node}.node-password.{self.name}"
 
     def kubectl(self, software: PurePosixPath) -> list[str]:
         """Return the command line of kubectl, for root on the server; `software` is where the artifacts are."""

@@ -6,18 +6,20 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.errors import ProvisionError
 from provision.kube import plan
 from provision.kube.artifacts import Artifact, architecture
+from provision.kube.distributions import PASSWORD
 from provision.kube.look import image_digest
 from provision.kube.plan import ClusterStep
 from provision.kube.state import Kubernetes
 from provision.nodes.layout import USER, USER_NUMBER
 from provision.nodes.session import PROXY_VARIABLE, Nodes, Session
+from provision.readiness import START_VARIABLE, start_seconds
 
 if TYPE_CHECKING:
     from provision.nodes.desired import About
@@ -66,16 +68,40 @@ def _placing(kubernetes: Kubernetes, part: str, folder: str) -> list[str]:
     return [*lines, f"rm -rf {folder}", f"mv {part} {folder}", f"touch {folder}/complete"]
 
 
+def remove_store(kubernetes: Kubernetes, control: Session, report: Report) -> None:
+    """Remove what a server has stored that cannot start with the present token; nothing of it is worth more than a new install."""
+    report(f"removing the data of a {kubernetes.distribution.title} that was made with another token")
+    control.call("stop", units=[kubernetes.layout.unit(kubernetes.service(kubernetes.cluster.control))])
+    control.call("remove", paths=[str(kubernetes.distribution.server_data)])
+
+
+def forget_nodes(kubernetes: Kubernetes, starting: Collection[str], nodes: Nodes, report: Report) -> None:
+    """Let the cluster forget nodes that the machine table does not have any more, and those among `starting` that were made anew.
+
+    The server lets nobody join by the name of a node whose password is another one (github.com/k3s-io/k3s/issues/6054).
+    """
+    control = kubernetes.cluster.control.name
+    there = nodes.each(lambda node: bool(node.call("read", path=str(PASSWORD)).strip()), sorted(set(starting) - {control}))
+    names = sorted({*kubernetes.seen.strangers, *(name for name, has_password in there.items() if not has_password)})
+    if not names:
+        return
+    report(f"letting the cluster forget earlier nodes called {', '.join(names)}")
+    kubectl = [*kubernetes.distribution.kubectl(kubernetes.software), "delete", "--ignore-not-found"]
+    secrets = [kubernetes.distribution.node_password(name) for name in names]
+    nodes[control].call("run", argv=[*kubectl, "node", *names])
+    nodes[control].call("run", argv=[*kubectl, "secret", "-n", "kube-system", *secrets])
+
+
 def apply_objects(kubernetes: Kubernetes, control: Session, report: Report) -> None:
-    """Wait for the server, and apply the objects of the installation; returns when their credentials are there."""
-    _wait_for_server(kubernetes, control, report)
+    """Apply the objects of the installation; returns when their credentials are there."""
     report("applying Kubernetes objects")
     kubectl = kubernetes.distribution.kubectl(kubernetes.software)
     control.call("run", argv=[*kubectl, "apply", "-f", "-"], text=kubernetes.objects())
 
 
-def _wait_for_server(kubernetes: Kubernetes, control: Session, report: Report) -> None:
-    kubectl, deadline = kubernetes.distribution.kubectl(kubernetes.software), time.monotonic() + READY_SECONDS
+def wait_for_server(kubernetes: Kubernetes, control: Session, report: Report) -> None:
+    """Return when the server answers; raises ProvisionError with its log if it does not."""
+    kubectl, deadline = kubernetes.distribution.kubectl(kubernetes.software), time.monotonic() + start_seconds(READY_SECONDS)
     report("waiting for the Kubernetes server")
     while True:
         # The node's own entry is the last thing that is needed; the API answers earlier.
@@ -89,7 +115,7 @@ def _wait_for_server(kubernetes: Kubernetes, control: Session, report: Report) -
 
 def wait_until_ready(kubernetes: Kubernetes, nodes: Nodes, ready: Callable[[], frozenset[str]], report: Report) -> None:
     """Return when Kubernetes can use every node; raises ProvisionError with the log of one that does not join."""
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + start_seconds(READY_SECONDS)
     told = ""
     while missing := [node for node in kubernetes.cluster.nodes if node.name not in ready()]:
         if (text := ", ".join(node.name for node in missing)) != told:
@@ -106,9 +132,12 @@ def _require_time(deadline: float, kubernetes: Kubernetes, node: Session, said: 
     if time.monotonic() < deadline and state["active"] != "failed":
         return
     log = "\n".join(f"  {line}" for line in node.call("journal", unit=unit, lines=12).strip().splitlines())
-    problem = "ended" if state["active"] == "failed" else f"was not ready within {READY_SECONDS} s"
+    patience, hint = start_seconds(READY_SECONDS), f"fab logs {service} --target vagrant"
+    ended = state["active"] == "failed"
+    problem = "ended" if ended else f"was not ready within {patience} s"
     raise ProvisionError(
-        f"{service} on {node.name} {problem}. {said.strip()}\nThe end of its log:\n{log}", f"fab logs {service} --target vagrant"
+        f"{service} on {node.name} {problem}. {said.strip()}\nThe end of its log:\n{log}",
+        hint if ended else f"{hint}; nodes that are only slow need {START_VARIABLE}={2 * patience}",
     )
 
 

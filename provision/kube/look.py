@@ -30,8 +30,8 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
     )
     if control.name not in there:
         return seen
-    ready = ready_nodes(kubernetes, control)
-    if not ready:
+    members = _json(kubernetes, control, "get", "nodes", "-o", "json")
+    if not members or not (ready := _ready(members)):
         return seen
     authority, accounts = _accounts(kubernetes, control)
     known = replace(kubernetes, seen=seen)
@@ -41,7 +41,8 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
         dag_image=image,
         undelivered=missing,
         leftovers=leftovers(known, nodes, listed),
-        ready=ready,
+        ready=frozenset(ready),
+        strangers=frozenset(item["metadata"]["name"] for item in members["items"]) - frozenset(names),
         authority=authority,
         accounts=accounts,
         objects_differ=_run(kubernetes, control, ["diff", "-f", "-"], kubernetes.objects())["code"] != 0,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from provision.kube.state import Kubernetes
 
 SEND, APPLY, BUILD, IMPORT, JOIN, COMMIT, REMOVE = "send", "apply", "make", "import", "join", "commit", "remove"
-IMAGE, OBJECTS, DAGS, DAG_IMAGE = "pod image", "Kubernetes objects", "DAG folders", "image with the DAGs"
+STORE, IMAGE, OBJECTS, DAGS, DAG_IMAGE = "the cluster's own data", "pod image", "Kubernetes objects", "DAG folders", "image with the DAGs"
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,12 @@ def plan_cluster(kubernetes: Kubernetes) -> list[ClusterStep]:
         for node in kubernetes.cluster.nodes
         if node.name not in seen.software
     ]
+    if kubernetes.has_other_token:
+        # It is encrypted with the token (docs.k3s.io/cli/token).
+        steps.append(ClusterStep(control, REMOVE, STORE, "it was made with another token, and cannot be read with this one"))
     if seen.objects_differ:
         steps.append(ClusterStep(control, APPLY, OBJECTS, "they are not there, or not as they should be"))
+    steps += [ClusterStep(control, REMOVE, f"node {name}", "the machine table does not have it") for name in sorted(seen.strangers)]
     steps += [
         ClusterStep(node.name, JOIN, kubernetes.service(node), "Kubernetes cannot use the node yet")
         for node in kubernetes.cluster.nodes

@@ -31,7 +31,7 @@ class ClusterSeen:
 
     `software` are the nodes that have the distribution's files, `accounts` are tokens of service accounts by name, `authority` is the cluster's certificate in base64;
     `images` are digests of the pod image by node, `image_archive` the digest of the one that was made last;
-    `ready` are the nodes that Kubernetes can use; `objects_differ` says whether objects have to be applied.
+    `ready` are the nodes that Kubernetes can use, `strangers` those it has that the machine table does not; `objects_differ` says whether objects have to be applied.
     `host_key` is the control node's own, by which others know it; `dag_image` the image with the DAGs as they are now;
     `undelivered` are the nodes on which pods would not get the DAGs as they are now, and `leftovers` what other ways of
     distributing DAGs left, by node.
@@ -39,12 +39,13 @@ class ClusterSeen:
 
     interfaces: Mapping[str, str]
     software: frozenset[str] = frozenset()
-    join_token: str = ""
+    join_token: str = field(default="", repr=False)
     authority: str = ""
-    accounts: Mapping[str, str] = field(default_factory=dict)
+    accounts: Mapping[str, str] = field(default_factory=dict, repr=False)
     images: Mapping[str, str] = field(default_factory=dict)
     image_archive: str = ""
     ready: frozenset[str] = frozenset()
+    strangers: frozenset[str] = frozenset()
     objects_differ: bool = True
     host_key: str = ""
     dag_image: str = ""
@@ -66,6 +67,13 @@ class Kubernetes:
     environment: PurePosixPath
     # With which pods clone DAGs, if they do.
     deploy_key: str = field(default="", repr=False)
+    # The short one, with which the server starts.
+    token: str = field(default="", repr=False)
+
+    @property
+    def has_other_token(self) -> bool:
+        """Whether what the server has stored belongs to another token than the one that it is to start with, so that it cannot."""
+        return bool(self.token and self.seen.join_token) and not self.seen.join_token.endswith(f":{self.token}")
 
     @property
     def software(self) -> PurePosixPath:
@@ -212,7 +220,8 @@ def unit_body(kubernetes: Kubernetes, node: Node) -> list[str]:
         "LimitNOFILE=1048576",
         "LimitNPROC=infinity",
         "TasksMax=infinity",
-        "TimeoutStartSec=300",
+        # Whoever installs waits, and says for what; a slow start that systemd ends begins again and again.
+        "TimeoutStartSec=0",
         "Restart=on-failure",
         "RestartSec=5",
     ]

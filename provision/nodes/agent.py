@@ -779,13 +779,16 @@ def systemctl(verb: str, units: list[str]) -> None:
         run(["systemctl", verb, *units])
 
 
-def start(units: list[str]) -> None:
-    """Start units and let them start with the node; those that failed before are given another chance."""
+def start(units: list[str], wait: bool = True) -> None:
+    """Start units and let them start with the node; those that failed before are given another chance.
+
+    Without `wait` it is somebody else who looks when they are ready, or that they never are.
+    """
     if units:
         run(["systemctl", "reset-failed", *units], check=False)
         run(["systemctl", "enable", "--quiet", *units], check=False)
-        done = run(["systemctl", "start", *units], check=False)
-        for unit in units:
+        done = run(["systemctl", "start", *([] if wait else ["--no-block"]), *units], check=False)
+        for unit in units if wait else []:
             if unit_state(unit)["active"] not in ("active", "activating"):
                 raise Failure(f"{unit} did not start: {done['err'].strip()}\n{journal(unit, 10)}", "read what it printed, above")
 

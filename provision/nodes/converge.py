@@ -15,7 +15,15 @@ from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
 from provision.kube.delivery import complete_delivery, deliver, remove_leftovers
-from provision.kube.install import apply_objects, provide_image, send_artifacts, wait_until_ready
+from provision.kube.install import (
+    apply_objects,
+    forget_nodes,
+    provide_image,
+    remove_store,
+    send_artifacts,
+    wait_for_server,
+    wait_until_ready,
+)
 from provision.kube.look import ready_nodes
 from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
@@ -67,6 +75,9 @@ class Converge:
 
     def apply(self, steps: list[Step], report: Report) -> None:
         """Do what `plan` returned; raises ProvisionError with the failures of all nodes."""
+        if self.desired.kubernetes and self.desired.kubernetes.has_other_token:
+            # Before files are written: some of them are among what is removed.
+            remove_store(self.desired.kubernetes, self.control, report)
         self._prepare(steps, report)
         self.check_settings()
         self._stop(steps, report)
@@ -183,11 +194,11 @@ class Converge:
         paths = [f"/etc/systemd/system/{layout.unit(name)}" for name in services] + [str(layout.worker_file(name)) for name in services]
         node.call("remove", paths=paths)
 
-    def _on_nodes(self, steps: list[Step], op: str) -> None:
+    def _on_nodes(self, steps: list[Step], op: str, **more: object) -> None:
         units = {
             node: [self.desired.layout.unit(step.name) for step in steps if step.node == node] for node in {step.node for step in steps}
         }
-        self.nodes.each(lambda node: node.call(op, units=units[node.name]), list(units))
+        self.nodes.each(lambda node: node.call(op, units=units[node.name], **more), list(units))
 
     def _write(self, steps: list[Step], report: Report) -> None:
         if not steps:
@@ -238,19 +249,30 @@ class Converge:
         have: so everything is looked at again, twice.
         """
         control = self.control
-        self._start_kind(CLUSTER, [step for step in steps if step.node == control.name], report)
-        if kubernetes.seen.objects_differ:
+        self._start_members([step for step in steps if step.node == control.name], report)
+        wait_for_server(kubernetes, control, report)
+        if kubernetes.seen.objects_differ or kubernetes.has_other_token:
             apply_objects(kubernetes, control, report)
         steps = self._plan_again(report)
-        kubernetes = self.desired.kubernetes
-        self._start_kind(CLUSTER, steps, report)
-        wait_until_ready(kubernetes, self.nodes, lambda: ready_nodes(kubernetes, control), report)
+        forget_nodes(self.desired.kubernetes, {step.node for step in self._members(steps)}, self.nodes, report)
+        self._join(steps, report)
         steps = self._plan_again(report)
+        # One that has stopped meanwhile: what comes next needs all of them, and starts none.
+        self._join(steps, report)
         provide_image(
             self.desired.kubernetes, plan_cluster(self.desired.kubernetes), self.nodes, self.ssh_config, self.desired.about, report
         )
         self._deliver_dags(report)
         return steps
+
+    def _join(self, steps: list[Step], report: Report) -> None:
+        """Start the members of the cluster that are to be started, and return when Kubernetes can use every node."""
+        kubernetes = self.desired.kubernetes
+        self._start_members(steps, report)
+        wait_until_ready(kubernetes, self.nodes, lambda: ready_nodes(kubernetes, self.control), report)
+
+    def _members(self, steps: list[Step]) -> list[Step]:
+        return [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == CLUSTER]
 
     def _deliver_dags(self, report: Report) -> None:
         kubernetes, layout = self.desired.kubernetes, self.desired.layout
@@ -271,11 +293,11 @@ class Converge:
         self._write(steps, report)
         return steps
 
-    def _start_kind(self, kind: str, steps: list[Step], report: Report) -> None:
-        chosen = [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == kind]
-        if chosen:
+    def _start_members(self, steps: list[Step], report: Report) -> None:
+        if chosen := self._members(steps):
             report(f"starting {', '.join(step.name for step in chosen)}")
-            self._on_nodes(chosen, "start")
+            # They are ready once they have joined, which may take minutes that others wait for, with a word about it.
+            self._on_nodes(chosen, "start", wait=False)
 
     def _initialise_postgres(self, report: Report) -> None:
         data, major = stores.POSTGRES_DATA, self.desired.about.postgres_major

@@ -309,9 +309,10 @@ class NodesTarget:
     def _kubernetes(self, asked: Wanted, about: About, report: Report = _silent) -> Kubernetes:
         if self.layout.instance:
             raise UsageError("Kubernetes cannot be installed twice on the same nodes.", "fab install kubernetes --target vagrant")
-        key = secret_store.load_or_create(self.home, [git.KEY])[git.KEY] if _clones(asked) else ""
-        environment = environment_path(self.layout, about)
-        return described(asked, self.cluster, self.layout, environment, about.machine, self.nodes, self.shared, report, key)
+        secrets = secret_store.load_or_create(self.home, [git.KEY] if _clones(asked) else [])
+        environment, key = environment_path(self.layout, about), secrets[git.KEY] if _clones(asked) else ""
+        token = secrets["cluster_token"]
+        return described(asked, self.cluster, self.layout, environment, about.machine, self.nodes, self.shared, report, token, key)
 
     def _converge(self, desired: Desired) -> Converge:
         return Converge(self.shared, desired, self.nodes, self.machines.ssh_config(), lambda: self._desired(desired.wanted))

@@ -17,7 +17,18 @@ from provision.errors import ProvisionError
 from provision.kube import install
 from provision.kube.artifacts import Artifact, Artifacts
 from provision.kube.distributions import Distribution
-from provision.kube.install import _build_image, _pipe, _placing, _require_image, _suite, provide_image, send_artifacts, wait_until_ready
+from provision.kube.install import (
+    _build_image,
+    _pipe,
+    _placing,
+    _require_image,
+    _suite,
+    forget_nodes,
+    provide_image,
+    remove_store,
+    send_artifacts,
+    wait_until_ready,
+)
 from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
 from provision.nodes.desired import About
@@ -185,8 +196,61 @@ def test_an_agent_that_never_joins_shows_its_log(monkeypatch):
     with pytest.raises(ProvisionError, match=r"k3s-worker-2 on worker-2 was not ready within 300 s") as failed:
         wait_until_ready(cluster, there, lambda: frozenset({"control", "worker-1"}), said.append)
     assert "connection refused" in failed.value.message
-    assert failed.value.hint == "fab logs k3s-worker-2 --target vagrant"
+    assert failed.value.hint == "fab logs k3s-worker-2 --target vagrant; nodes that are only slow need LAB_START_SECONDS=600"
     assert said == ["waiting for worker-2 to join the cluster"]
+
+
+def test_slow_nodes_are_given_the_time_that_was_asked_for(monkeypatch):
+    cluster = kubernetes()
+    there = nodes(states=states(cluster, "activating"), journal="")
+    clock = iter(range(0, 100000, 100))
+    monkeypatch.setenv("LAB_START_SECONDS", "1800")
+    monkeypatch.setattr(install.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(install.time, "sleep", lambda seconds: None)
+    with pytest.raises(ProvisionError, match="was not ready within 1800 s"):
+        wait_until_ready(cluster, there, frozenset, silent)
+    assert next(clock) > 1800
+
+
+# -- nodes and servers that were something else before ------------------------------------------------
+
+
+def deleted(there: Nodes) -> list[list[str]]:
+    """Return what the control node was told to delete: kind and names."""
+    commands = [args["argv"] for op, args in there["control"].told if op == "run"]
+    return [command[command.index("--ignore-not-found") + 1 :] for command in commands]
+
+
+def test_a_worker_that_was_made_anew_is_forgotten_before_it_joins():
+    there = nodes(read="a-password\n")
+    there["worker-2"].answers = {"read": ""}
+    forget_nodes(kubernetes(), {"control", "worker-1", "worker-2"}, there, silent)
+    assert deleted(there) == [["node", "worker-2"], ["secret", "-n", "kube-system", "worker-2.node-password.k3s"]]
+
+
+def test_a_worker_that_is_not_started_is_not_asked():
+    there = nodes(read="")
+    forget_nodes(kubernetes("rke2"), {"worker-1"}, there, silent)
+    assert deleted(there) == [["node", "worker-1"], ["secret", "-n", "kube-system", "worker-1.node-password.rke2"]]
+    assert there["worker-2"].told == []
+
+
+def test_nodes_that_the_machine_table_does_not_have_any_more_are_forgotten():
+    there = nodes(read="a-password\n")
+    forget_nodes(kubernetes(seen=replace(complete(), strangers=frozenset({"worker-3"}))), set(), there, silent)
+    assert deleted(there)[0] == ["node", "worker-3"]
+
+
+def test_nodes_that_are_known_are_not_forgotten():
+    there = nodes(read="a-password\n")
+    forget_nodes(kubernetes(), {"worker-1", "worker-2"}, there, pytest.fail)
+    assert deleted(there) == []
+
+
+def test_the_server_is_stopped_before_its_data_is_removed():
+    control = Node("control")
+    remove_store(kubernetes(), control, silent)
+    assert control.told == [("stop", {"units": ["airflow-k3s-control.service"]}), ("remove", {"paths": ["/var/lib/rancher/k3s/server"]})]
 
 
 def test_an_agent_that_ended_is_not_waited_for():

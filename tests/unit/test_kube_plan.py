@@ -58,6 +58,24 @@ def test_a_cluster_gets_what_it_lacks_and_nothing_else(difference, expected):
     assert steps(replace(complete(), **difference)) == expected
 
 
+def test_a_node_that_is_not_in_the_machine_table_any_more_is_removed():
+    assert steps(replace(complete(), strangers=frozenset({"worker-3"}))) == {("control", "remove", "node worker-3")}
+
+
+@pytest.mark.parametrize(
+    ("stored", "token", "removed"),
+    [
+        ("K10ca::server:word", "word", False),
+        ("K10ca::server:word", "another", True),
+        ("K10ca::server:another-word", "word", True),
+        ("", "word", False),
+    ],
+)
+def test_what_was_stored_with_another_token_is_removed(stored, token, removed):
+    found = steps(replace(complete(), join_token=stored), token=token)
+    assert found == ({("control", "remove", "the cluster's own data")} if removed else set())
+
+
 def test_bare_nodes_get_everything_in_the_order_in_which_it_is_needed():
     planned = plan_cluster(kubernetes(seen=blank()))
     assert {(step.node, step.action, step.name) for step in planned} == SENT | JOINED | {APPLIED, MADE} | imported("worker-1", "worker-2")

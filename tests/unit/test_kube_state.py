@@ -145,7 +145,7 @@ def test_kubernetes_runs_as_a_unit_of_each_node(name):
         (command,) = [line for line in lines if line.startswith("ExecStart=")]
         assert command.endswith(" server" if node == CLUSTER.control else " agent")
         # A crash leaves the pods running, a stop on purpose does not.
-        assert {"KillMode=process", "Delegate=yes", "Restart=on-failure", "Type=notify"} <= set(lines)
+        assert {"KillMode=process", "Delegate=yes", "Restart=on-failure", "Type=notify", "TimeoutStartSec=0"} <= set(lines)
         assert "X-AirflowLabs-AfterStop=/etc/airflow-labs/kubernetes-stop" in lines
         assert not [line for line in lines if line.startswith("ExecStop")]
         assert files(kubernetes(name), node.name)["/etc/airflow-labs/kubernetes-stop"][2] == "0755"
@@ -344,6 +344,11 @@ def test_a_stop_ends_the_processes_it_found_and_never_itself(stop):
 def test_a_stop_ends_only_helpers_of_the_labs_own_containerd(stop, title, ours):
     (pattern,) = {call.removeprefix("pgrep -f ") for call in stop() if call.startswith("pgrep")}
     assert bool(re.search(pattern, title)) is ours
+
+
+def test_tokens_are_not_shown_with_what_is_known_of_a_cluster():
+    shown = repr(kubernetes(token=SHORT))
+    assert not [secret for secret in (SHORT, JOIN_TOKEN, *ACCOUNTS.values()) if secret in shown]
 
 
 def test_the_digest_of_artifacts_is_that_of_their_content():

@@ -35,6 +35,13 @@ def test_what_a_unit_wants_afterwards_is_run_once_all_have_stopped(told, tmp_pat
     assert [str(script)] not in told[2:]
 
 
+@pytest.mark.parametrize(("wait", "command"), [(True, ["systemctl", "start"]), (False, ["systemctl", "start", "--no-block"])])
+def test_a_start_is_waited_for_unless_somebody_else_does(told, monkeypatch, wait, command):
+    monkeypatch.setattr(agent, "unit_state", lambda unit: {"active": "active" if wait else "inactive"})
+    agent.start(["a.service"], wait=wait)
+    assert [*command, "a.service"] in told
+
+
 @pytest.mark.parametrize("lines", [[], ["X-AirflowLabs-AfterStop=/nowhere/clean"]], ids=["none is named", "it is gone"])
 def test_without_a_program_for_afterwards_nothing_else_is_run(told, tmp_path, lines):
     agent.stop([unit(tmp_path, "a.service", *lines), "b.service"])
