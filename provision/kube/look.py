@@ -25,7 +25,7 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
         kubernetes.seen,
         software=frozenset(there),
         join_token=control.call("read", path=str(kubernetes.distribution.join_token)).strip(),
-        image_archive=control.call("read", path=f"{kubernetes.image_archive}.digest").strip(),
+        image_archive=archived(kubernetes, control),
         images={name: images.get(kubernetes.pods.image, "") for name, images in listed.items()},
     )
     if control.name not in there:
@@ -47,6 +47,13 @@ def look(kubernetes: Kubernetes, nodes: Nodes) -> ClusterSeen:
         accounts=accounts,
         objects_differ=_run(kubernetes, control, ["diff", "-f", "-"], kubernetes.objects())["code"] != 0,
     )
+
+
+def archived(kubernetes: Kubernetes, control: Session) -> str:
+    """Return the digest of the image in the control node's archive; empty without the archive, whatever is written down beside it."""
+    archive = kubernetes.image_archive
+    there = control.call("names_in", folder=str(archive.parent), pattern=archive.name)
+    return control.call("read", path=f"{archive}.digest").strip() if there else ""
 
 
 def interfaces(addresses: Mapping[str, str], nodes: Nodes) -> dict[str, str]:

@@ -12,7 +12,7 @@ from cluster_samples import ACCOUNTS, CLUSTER, DIGEST, blank, kubernetes
 from provision.errors import ProvisionError
 from provision.kube import look as looking
 from provision.kube.describe import lab_kubeconfig
-from provision.kube.look import image_digest, interface_of, interfaces, ready_nodes
+from provision.kube.look import archived, image_digest, interface_of, interfaces, ready_nodes
 
 IMAGE = kubernetes().pods.image
 LISTED = f"""\
@@ -90,6 +90,15 @@ def test_the_digest_is_that_of_exactly_this_image(reference, digest):
 def test_no_image_has_no_digest():
     assert image_digest(IMAGE, "") == ""
     assert image_digest(IMAGE, LISTED.splitlines()[0]) == ""
+
+
+@pytest.mark.parametrize(("there", "digest"), [(["x.tar"], DIGEST), ([], "")], ids=["with its archive", "without"])
+def test_a_digest_without_its_archive_is_not_believed(there, digest):
+    class Control:
+        def call(self, op: str, **args: str) -> Any:
+            return {"names_in": there, "read": f"{DIGEST}\n"}[op]
+
+    assert archived(kubernetes(), Control()) == digest
 
 
 @pytest.mark.parametrize(
