@@ -68,6 +68,11 @@ class Distribution:
         return self.data / "server"
 
     @property
+    def credentials(self) -> tuple[str, ...]:
+        """What opens a cluster, as paths and patterns; images and containers are not among it."""
+        return (str(self.admin_kubeconfig), str(self.server_data), *(f"{self.data}/agent/*.{kind}" for kind in ("key", "kubeconfig")))
+
+    @property
     def join_token(self) -> PurePosixPath:
         """The full token, which pins the cluster's certificate authority; the server writes it."""
         return self.server_data / "node-token"

@@ -170,11 +170,15 @@ def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tup
     return found
 
 
-def folders(kubernetes: Kubernetes) -> list[PurePosixPath]:
-    """Return the folders that a node's files need, outer ones first; they belong to root."""
-    configuration, manifests_of = kubernetes.distribution.configuration.parent, kubernetes.distribution.manifests
-    more = [manifests_of.parent, manifests_of] if kubernetes.distribution.name == "rke2" else []
-    return [configuration.parent, configuration, kubernetes.image_archive.parent, *more]
+def folders(kubernetes: Kubernetes, node: Node) -> dict[PurePosixPath, str]:
+    """Return the folders that a node's files need, with their modes, outer ones first; they belong to root."""
+    distribution, is_server = kubernetes.distribution, node == kubernetes.cluster.control
+    configuration = distribution.configuration.parent
+    found = dict.fromkeys((configuration.parent, configuration, kubernetes.image_archive.parent), "0755")
+    if distribution.name == "rke2" and is_server:
+        # As the server makes them: keys of the cluster are below.
+        found |= dict.fromkeys((distribution.server_data, distribution.manifests), "0700")
+    return found
 
 
 def folders_of_git(kubernetes: Kubernetes, node: Node) -> list[PurePosixPath]:
@@ -193,7 +197,12 @@ def unwanted(layout: Layout, kubernetes: Kubernetes | None, node: Node) -> list[
     # A template whose image is not ready yet takes the place of the one before; until then that one stays.
     spared = {str(layout.configuration / POD_TEMPLATE)} if kubernetes and node == kubernetes.cluster.control else set()
     repository = [] if kubernetes and folders_of_git(kubernetes, node) else [str(git.HOME)]
-    return [path for path in (*files_of_any_cluster(layout), *repository) if path not in spared]
+    # A server writes its administrator's credentials itself; nodes keep those of the cluster that they are in.
+    is_server = kubernetes is not None and node == kubernetes.cluster.control
+    own = kubernetes.distribution if kubernetes else None
+    credentials = [path for each in distributions.DISTRIBUTIONS.values() if each != own for path in each.credentials]
+    credentials += [str(own.admin_kubeconfig)] if own and not is_server else []
+    return [path for path in (*files_of_any_cluster(layout), *credentials, *repository) if path not in spared]
 
 
 def files_of_any_cluster(layout: Layout) -> list[str]:

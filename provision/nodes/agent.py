@@ -145,9 +145,10 @@ def feed(argv: list[str], data: str) -> None:
         raise Failure(f"{' '.join(argv[:3])} failed (exit code {done.returncode}):\n{lines}")
 
 
-def run_reporting(argv: list[str]) -> dict[str, Any]:
+def run_reporting(argv: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Return the last JSON object that a command prints; those before it are its progress. Raises Failure with its last lines."""
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_clean()) as process:
+    variables = {**_clean(), **(environment or {})}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=variables) as process:
         lines, found = [], {}
         for line in process.stdout:
             try:
@@ -202,7 +203,7 @@ def facts(
 ) -> dict[str, Any]:
     """Return how this node differs from what it should be; changes nothing.
 
-    `files` are sha256 digests with owner, group and mode by path, `ours` is the pattern of unit files that are the labs',
+    `files` are sha256 digests with owner, group and mode by path, `unwanted` paths or patterns of them, `ours` is the pattern of unit files that are the labs',
     `certificates` the digest of those that the node should trust, if there are any; `accounts` are home and shell of users
     by name, None for one that should not be there.
     """
@@ -212,7 +213,7 @@ def facts(
         "accounts": [name for name, wanted in accounts.items() if _account(name) != wanted],
         "folders": [path for path, wanted in folders.items() if not _is_folder_as(path, wanted)],
         "files": [path for path, wanted in files.items() if not _is_as(path, wanted)],
-        "unwanted": [path for path in unwanted if os.path.exists(path)],
+        "unwanted": [path for pattern in unwanted for path in sorted(glob.glob(pattern))],
         "units": {unit: unit_state(unit) for unit in units},
         "others": sorted({os.path.basename(path) for path in glob.glob(f"/etc/systemd/system/{ours}")} - set(units)),
         "distribution": [unit for unit in distribution if _would_run(unit)],
@@ -661,8 +662,8 @@ def write_files(files: dict[str, dict[str, str]]) -> list[str]:
 
 
 def remove(paths: list[str]) -> None:
-    """Remove files and folders; what is not there is no error."""
-    for path in paths:
+    """Remove files and folders, which may be patterns; what is not there is no error."""
+    for path in (found for pattern in paths for found in glob.glob(pattern)):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)
         elif os.path.lexists(path):

@@ -237,7 +237,7 @@ def desired_state(
         if not layout.instance:
             unwanted += [path for path in cluster_state.unwanted(layout, kubernetes, node) if path not in files]
             accounts = cluster_state.accounts(kubernetes, node)
-        folders = _folders(layout, own, kubernetes) | (_git_folders(kubernetes, node) if kubernetes else {})
+        folders = _folders(layout, own, kubernetes, node) | (_git_folders(kubernetes, node) if kubernetes else {})
         nodes[node.name] = NodeState(node, packages, files, own, folders, here, unwanted, accounts)
     return Desired(wanted, cluster, layout, about, placement, secrets, environment, nodes, certificates, kubernetes)
 
@@ -290,7 +290,7 @@ def _git_folders(kubernetes: Kubernetes, node: Node) -> dict[str, RemoteFolder]:
     return {str(path): RemoteFolder("root", git.USER, "0750") for path in cluster_state.folders_of_git(kubernetes, node)}
 
 
-def _folders(layout: Layout, own: Collection[Unit], kubernetes: Kubernetes | None) -> dict[str, RemoteFolder]:
+def _folders(layout: Layout, own: Collection[Unit], kubernetes: Kubernetes | None, node: Node) -> dict[str, RemoteFolder]:
     """Return the folders of a node, outer ones first; root writes into none that belongs to Airflow's user."""
     written, read_only = RemoteFolder(USER, USER, "0750"), RemoteFolder("root", USER, "0750")
     services = {unit.service for unit in own}
@@ -305,7 +305,7 @@ def _folders(layout: Layout, own: Collection[Unit], kubernetes: Kubernetes | Non
         layout.migrated: read_only,
         layout.dags: read_only,
         layout.specs: read_only,
-        **(dict.fromkeys(cluster_state.folders(kubernetes), RemoteFolder()) if kubernetes else {}),
+        **{path: RemoteFolder(mode=mode) for path, mode in (cluster_state.folders(kubernetes, node) if kubernetes else {}).items()},
         **dict.fromkeys(layout.written, written),
         **{PurePosixPath(stores.FOLDERS[name]): RemoteFolder(name, name, "0700") for name in STORES if name in services},
     }

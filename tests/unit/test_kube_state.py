@@ -236,6 +236,23 @@ def test_files_of_a_cluster_do_not_outlive_its_use(name):
         assert not own & set(of.nodes[node.name].unwanted)
 
 
+@every_distribution
+def test_credentials_of_a_cluster_do_not_outlive_its_use(name):
+    postgres = desired_state(wanted("postgres"), CLUSTER, Layout(), About("3.11", "x86_64", "12"), SECRETS)
+    here, other = (DISTRIBUTIONS[each] for each in ((name, "rke2") if name == "k3s" else (name, "k3s")))
+    for node in CLUSTER.nodes:
+        unwanted = desired(kubernetes(name)).nodes[node.name].unwanted
+        assert {*here.credentials, *other.credentials} <= set(postgres.nodes[node.name].unwanted)
+        assert set(other.credentials) <= set(unwanted)
+        # Its own stay, where they are.
+        assert set(here.credentials) & set(unwanted) == (set() if node == CLUSTER.control else {str(here.admin_kubeconfig)})
+
+
+def test_only_the_server_of_rke2_has_a_folder_for_its_data_and_for_root_alone():
+    modes = {node.name: desired(kubernetes("rke2")).nodes[node.name].folders.get("/var/lib/rancher/rke2/server") for node in CLUSTER.nodes}
+    assert {name: folder and folder.mode for name, folder in modes.items()} == {"control": "0700", "worker-1": None, "worker-2": None}
+
+
 def test_a_second_installation_on_the_nodes_leaves_the_cluster_of_the_first_alone():
     second = desired_state(wanted("postgres"), CLUSTER, Layout("other"), About("3.11", "x86_64", "12"), SECRETS)
     assert not [path for node in second.nodes.values() for path in node.unwanted if "rancher" in path or "kube" in path]

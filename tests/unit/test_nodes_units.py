@@ -1,10 +1,17 @@
-"""How units are started and stopped on a node; systemctl is a stand-in that writes down what it is told."""
+"""How units are started and stopped on a node, and files removed; systemctl is a stand-in that writes down what it is told."""
 
 from __future__ import annotations
 
 import pytest
 
 from provision.nodes import agent
+
+
+def test_files_that_match_a_pattern_are_removed_and_others_stay(tmp_path):
+    for name in ("client.key", "kubelet.kubeconfig", "client.crt"):
+        (tmp_path / name).touch()
+    agent.remove([f"{tmp_path}/*.key", f"{tmp_path}/kubelet.kubeconfig", f"{tmp_path}/none"])
+    assert [path.name for path in tmp_path.iterdir()] == ["client.crt"]
 
 
 @pytest.fixture
