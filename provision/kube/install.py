@@ -174,9 +174,9 @@ def _build_image(kubernetes: Kubernetes, control: Session, about: About, report:
     command = ["/usr/bin/python3", str(layout.software / "pod_image.py"), "--archive", str(archive), "--environment", environment]
     command += ["--home", str(layout.airflow_home), "--reference", kubernetes.pods.image, "--suite", _suite(about.distribution)]
     command += ["--user", USER, "--uid", str(USER_NUMBER), "--architecture", architecture(about.machine)]
-    if proxy := os.environ.get(PROXY_VARIABLE, ""):
-        command += ["--proxy", proxy]
-    digest = control.call("run_reporting", report, argv=command)["digest"]
+    # apt knows this variable. Everybody on the node may read the words of a command, and a proxy's address may hold a password.
+    proxy = os.environ.get(PROXY_VARIABLE, "")
+    digest = control.call("run_reporting", report, argv=command, environment={"http_proxy": proxy} if proxy else {})["digest"]
     control.call("write_files", files={f"{archive}.digest": {"text": digest + "\n", "owner": "root", "group": "root", "mode": "0644"}})
     return digest
 

@@ -137,15 +137,17 @@ def described(kind: str, blob: str) -> dict:
     return {"mediaType": kind, "digest": f"sha256:{hashlib.sha256(blob.encode()).hexdigest()}", "size": len(blob.encode())}
 
 
-def base_layer(path: Path, suite: str, proxy: str) -> None:
-    """Make the layer of the distribution's own packages, of the same release as the node; nothing is done if it is there."""
+def base_layer(path: Path, suite: str) -> None:
+    """Make the layer of the distribution's own packages, of the same release as the node; nothing is done if it is there.
+
+    A proxy for packages is in the variable http_proxy, which apt reads itself.
+    """
     if path.exists():
         return
     say("downloading the packages of the image")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         root = Path(folder) / "root"
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        command += [f'--aptopt=Acquire::http::Proxy "{proxy}"'] if proxy else []
         done = subprocess.run([*command, suite, str(root)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"mmdebstrap could not make a {suite}: {done.stderr.strip()[-500:]}")
@@ -208,12 +210,11 @@ def main() -> None:
     for name in ("archive", "environment", "home", "reference", "suite", "user", "architecture"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--uid", type=int, required=True)
-    parser.add_argument("--proxy", default="")
     asked = parser.parse_args()
     archive, environment = Path(asked.archive), Path(asked.environment)
     archive.parent.mkdir(parents=True, exist_ok=True)
     base = archive.parent / f"base-{asked.suite}-{hashlib.sha256(' '.join(PACKAGES).encode()).hexdigest()[:12]}.tar"
-    base_layer(base, asked.suite, asked.proxy)
+    base_layer(base, asked.suite)
     layer = archive.with_name(archive.name + ".layer")
     airflow_layer(layer, environment, asked.home, asked.user, asked.uid)
     variables = {

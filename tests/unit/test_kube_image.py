@@ -249,7 +249,7 @@ def test_an_environment_in_which_tasks_cannot_be_run_makes_no_image(environment,
 def test_a_layer_that_is_there_is_not_made_again(tmp_path, monkeypatch):
     (tmp_path / "base.tar").write_bytes(b"made before")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    pod_image.base_layer(tmp_path / "base.tar", "bookworm", "")
+    pod_image.base_layer(tmp_path / "base.tar", "bookworm")
     assert (tmp_path / "base.tar").read_bytes() == b"made before"
 
 
@@ -260,7 +260,7 @@ def test_what_makes_the_first_layer_says_why_it_failed(tmp_path, monkeypatch):
     (commands / "mmdebstrap").chmod(0o700)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
     with pytest.raises(SystemExit, match="could not make a bookworm: E: no mirror answers"):
-        pod_image.base_layer(tmp_path / "base.tar", "bookworm", "http://proxy:3142")
+        pod_image.base_layer(tmp_path / "base.tar", "bookworm")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
 
 
