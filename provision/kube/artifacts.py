@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +79,11 @@ def names(distribution: Distribution, arch: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def find(folder: Path, distribution: Distribution, machine: str, cache: Path) -> Artifacts:
+def find(folder: Path, distribution: Distribution, machine: str, cache: Path, all_listed: bool = False) -> Artifacts:
     """Return the artifacts in a folder of the distribution's own air-gap layout, checked against its list of checksums if it has one.
 
-    `cache` is a file that remembers checksums of files that have not changed. Raises ProvisionError that names
-    what to put where, or the file whose checksum is wrong.
+    `cache` is a file that remembers checksums of files that have not changed; with `all_listed`, the list must name
+    every file of the release. Raises ProvisionError that names what to put where, or the file whose checksum is wrong.
     """
     arch = architecture(machine)
     wanted = names(distribution, arch)
@@ -97,6 +97,8 @@ def find(folder: Path, distribution: Distribution, machine: str, cache: Path) ->
             f"put {wanted[first][0]} and {wanted['images'][0]} of one {distribution.title} release into it",
         )
     sums = _listed(found.pop("sums"))
+    if all_listed:
+        _require_listed([path for path in found.values() if path], sums)
     templates = [(folder / name, "template") for name in TEMPLATES if (folder / name).is_file()]
     files = tuple(
         Artifact(path, role, _checked(path, sums, cache)) for path, role in [*((p, r) for r, p in found.items() if p), *templates]
@@ -148,6 +150,17 @@ def _listed(path: Path | None) -> dict[str, str]:
         return {}
     rows = [line.split() for line in path.read_text(errors="replace").splitlines()]
     return {row[1].removeprefix("*"): row[0].lower() for row in rows if len(row) == 2 and re.fullmatch("[0-9a-fA-F]{64}", row[0])}
+
+
+def _require_listed(paths: Iterable[Path], sums: Mapping[str, str]) -> None:
+    """Raise ProvisionError for a downloaded file that nothing vouches for."""
+    for path in paths:
+        if path.name not in sums:
+            raise ProvisionError(
+                f"{path} was downloaded, and the release's list of checksums does not name it.",
+                f"remove {path.parent}, then run the same command again; or download the release yourself, and name its folder: "
+                "--artifacts DIR",
+            )
 
 
 def _checked(path: Path, sums: Mapping[str, str], cache: Path) -> str:

@@ -16,6 +16,7 @@ from provision.kube.manifests import PodSettings
 from provision.kube.state import ClusterSeen, Kubernetes, image_reference
 from provision.nodes.layout import API_PORT, Layout
 from provision.nodes.session import Nodes, Session
+from provision.pins import pins
 from provision.topology import Cluster
 from provision.variants import Wanted
 
@@ -76,24 +77,36 @@ def _host_key(control: Session) -> str:
 def _artifacts(
     asked: Wanted, distribution: Distribution, machine: str, home: LabHome, report: Callable[[str], None]
 ) -> artifacts.Artifacts:
-    # Whoever named a folder once need not name it again after another variant, as long as it is there.
-    memory = home.shared / f"{distribution.name}.folder"
+    memory, version = home.shared / f"{distribution.name}.folder", pins()[distribution.name]["version"]
     named = asked.kubernetes.artifacts or (os.environ.get(artifacts.VARIABLE, "") if distribution.name == "k3s" else "")
-    remembered = memory.read_text().strip() if memory.exists() else ""
+    remembered, downloaded = _remembered(memory, version), False
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():
             raise ProvisionError(
                 f"There is no folder {folder} for the files of {distribution.title}.", "name one that exists: --artifacts DIR"
             )
-    elif remembered and Path(remembered).is_dir():
+        report(f"using {distribution.title} from {folder}; pinned is {version}")
+    elif remembered:
         folder = Path(remembered)
+        report(f"using {distribution.title} from {folder}, as named before; pinned is {version}")
     else:
-        folder = artifacts.download(home, distribution, machine, report)
-    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json")
+        folder, downloaded = artifacts.download(home, distribution, machine, report), True
+        report(f"using {distribution.title} {version}, as pinned")
+    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", all_listed=downloaded)
     if named:
-        write_private(memory, f"{folder}\n")
+        write_private(memory, f"{folder}\n{version}\n")
     return found
+
+
+def _remembered(memory: Path, version: str) -> str:
+    """Return the folder that was named for an earlier install of this pinned version; empty if there is none.
+
+    Whoever named a folder once need not name it again after another variant, as long as it is there. With another
+    pin it is another release that is wanted, which is not in it.
+    """
+    folder, _, pinned = (memory.read_text().strip() if memory.exists() else "").partition("\n")
+    return folder if pinned == version and Path(folder).is_dir() else ""
 
 
 def lab_kubeconfig(kubernetes: Kubernetes) -> str:

@@ -285,15 +285,23 @@ def test_a_download_that_was_damaged_is_noticed_and_can_be_made_again(releases):
     assert len(found(download(lab_home(), K3S, "x86_64", lambda text: None)).files) == 2
 
 
+@pytest.mark.parametrize("unlisted", sorted(FILES))
+def test_a_downloaded_file_that_the_list_does_not_name_is_refused(releases, unlisted):
+    releases.files = FILES | {"sha256sum-amd64.txt": listed({name: text for name, text in FILES.items() if name != unlisted}).encode()}
+    with pytest.raises(ProvisionError, match=f"{unlisted} was downloaded, and the release's list of checksums does not name it") as refused:
+        chosen()
+    assert "--artifacts DIR" in refused.value.hint
+
+
 # -- which folder -------------------------------------------------------------------------------------
 
 
-def chosen(distribution: str = "k3s", named: str = "") -> str:
-    """Return the folder that an install takes its files from."""
+def chosen(distribution: str = "k3s", named: str = "", said: list[str] | None = None) -> str:
+    """Return the folder that an install takes its files from; what it reports is added to `said`."""
     asked = wanted("kubernetes", kubernetes=KubernetesOptions(distribution=distribution, artifacts=named))
     home = lab_home()
     home.prepare()
-    taken = describe._artifacts(asked, DISTRIBUTIONS[distribution], "x86_64", home, lambda text: None)
+    taken = describe._artifacts(asked, DISTRIBUTIONS[distribution], "x86_64", home, [].append if said is None else said.append)
     (folder,) = {file.path.parent for file in taken.files}
     return str(folder)
 
@@ -309,7 +317,8 @@ def test_a_folder_that_is_named_comes_before_one_of_the_environment_and_that_bef
 
 
 def test_the_folder_of_the_environment_is_for_k3s_alone(tmp_path, monkeypatch, releases):
-    releases.files = {"rke2.linux-amd64.tar.gz": b"a", "rke2-images.linux-amd64.tar.zst": b"i", "sha256sum-amd64.txt": b""}
+    releases.files = {"rke2.linux-amd64.tar.gz": b"a", "rke2-images.linux-amd64.tar.zst": b"i"}
+    releases.files["sha256sum-amd64.txt"] = listed(releases.files).encode()
     monkeypatch.setenv("LAB_K3S_DIR", str(put(tmp_path / "environment", FILES)))
     assert "rke2" in chosen("rke2")
 
@@ -321,6 +330,29 @@ def test_a_folder_that_was_named_once_is_used_again_until_it_is_gone(tmp_path, r
     assert chosen() == str(folder)
     folder.rename(tmp_path / "elsewhere")
     assert "artifacts" in chosen()
+
+
+@pytest.mark.parametrize("written", ["{folder}\n", "{folder}\nv1.0.0+k3s1\n"], ids=["before there was a pin", "for another pin"])
+def test_a_folder_that_was_named_for_another_release_is_not_used_again(tmp_path, releases, written):
+    releases.files = dict(RELEASE)
+    folder = put(tmp_path / "named", FILES)
+    chosen(named=str(folder))
+    (lab_home().shared / "k3s.folder").write_text(written.format(folder=folder))
+    assert "artifacts" in chosen()
+
+
+def test_which_files_are_used_is_said(tmp_path, releases):
+    releases.files = dict(RELEASE)
+    folder, version = put(tmp_path / "named", FILES), pins()["k3s"]["version"]
+    said: list[str] = []
+    chosen(said=said)
+    chosen(named=str(folder), said=said)
+    chosen(said=said)
+    assert [line for line in said if line.startswith("using")] == [
+        f"using K3s {version}, as pinned",
+        f"using K3s from {folder}; pinned is {version}",
+        f"using K3s from {folder}, as named before; pinned is {version}",
+    ]
 
 
 @pytest.mark.parametrize("files", [None, {}], ids=["no folder", "an empty folder"])
