@@ -39,7 +39,8 @@ class NodeRoom:
 class Pod:
     """One pod of a task, as Kubernetes tells its life; times are epoch seconds, None where it did not get that far.
 
-    `why` says what a pod waits for, `requests` what its container asks of the node.
+    `why` says what a pod waits for, `requests` what its container asks of the node, `before` how many init containers
+    come before it.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Pod:
     annotations: Mapping[str, str]
     why: str = ""
     requests: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
+    before: int = 0
 
 
 def quantity(text: str) -> float:
@@ -213,6 +216,8 @@ def _pod(pod: Any) -> Pod:
         started=_epoch((running or terminated).started_at) if running or terminated else None,
         ended=_epoch(terminated.finished_at) if terminated else None,
         annotations=dict(pod.metadata.annotations or {}),
+        image=next((each.image for each in pod.spec.containers if each.name == "base"), ""),
+        before=len(pod.spec.init_containers or ()),
         requests=dict(next((c.resources.requests or {} for c in pod.spec.containers if c.name == "base" and c.resources), {})),
         why=(waiting.reason or "") if waiting else (unplaced.message or "") if unplaced and unplaced.status != "True" else "",
     )

@@ -151,7 +151,7 @@ def test_a_pod_that_runs_tells_its_life(api, cluster):
     (found,) = cluster.pods()
     assert found == Pod(
         name="task-1", node="worker-1", phase="Running", created=BEGIN, scheduled=BEGIN + 1, initialized=BEGIN + 2, started=BEGIN + 4,
-        ended=None, annotations={"dag_id": "probe", "task_id": "task-1"}, requests={"cpu": "100m", "memory": "256Mi"},
+        ended=None, annotations={"dag_id": "probe", "task_id": "task-1"}, requests={"cpu": "100m", "memory": "256Mi"}, image="i",
     )  # fmt: skip
     assert "labelSelector=kubernetes_executor%3DTrue" in api.asked[0][1]
 
