@@ -27,6 +27,7 @@ from provision.kube.install import (
 from provision.kube.look import ready_nodes
 from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
+from provision.kube.tidy import remove_older
 from provision.nodes import stores
 from provision.nodes.agent import LOCK, LOCK_WAIT_S
 from provision.nodes.desired import Desired, RemoteFile, worker_text
@@ -89,6 +90,8 @@ class Converge:
         self._migrate(steps, report)
         self._start(steps, report)
         self._resize(steps, report)
+        if self.desired.kubernetes:
+            remove_older(self.desired.kubernetes, self.nodes, report)
 
     def check_settings(self) -> None:
         """Raise UsageError for a changed setting that the nodes' Airflow does not know; nodes without Airflow do not say."""
