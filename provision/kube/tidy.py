@@ -49,6 +49,7 @@ def older_archives(kubernetes: Kubernetes, files: Collection[str]) -> list[str]:
 
 def older_images(images: Mapping[str, str], wanted: str) -> list[str]:
     """Return the names of images of pods but the wanted one, with every other name that they go by, sorted; `images` are digests by name."""
-    older = {digest for name, digest in images.items() if name.startswith(f"{REPOSITORY_OF_IMAGE}:") and name != wanted}
-    older -= {images.get(wanted, "")}
-    return sorted(name for name, digest in images.items() if digest in older)
+    older = {name: digest for name, digest in images.items() if name.startswith(f"{REPOSITORY_OF_IMAGE}:") and name != wanted}
+    # The wanted one may be the same image under a newer name.
+    digests = set(older.values()) - {images.get(wanted)}
+    return sorted({*older, *(name for name, digest in images.items() if digest in digests)})

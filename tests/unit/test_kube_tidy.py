@@ -36,8 +36,8 @@ def test_an_older_image_is_removed_under_all_of_its_names_and_no_other_image_is(
     assert older_images(IMAGES, WANTED) == sorted([OLDER, f"sha256:{'2' * 64}"])
 
 
-def test_the_wanted_image_stays_under_whatever_other_name():
-    assert older_images({WANTED: DIGEST, OLDER: DIGEST}, WANTED) == []
+def test_of_an_image_that_has_got_another_name_only_the_older_one_is_removed():
+    assert older_images({WANTED: DIGEST, f"sha256:{'1' * 64}": DIGEST, OLDER: DIGEST}, WANTED) == [OLDER]
 
 
 def test_an_image_of_a_registry_makes_all_that_were_made_here_older_ones():
