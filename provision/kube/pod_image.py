@@ -163,6 +163,8 @@ def airflow_layer(path: Path, environment: Path, home: str, user: str, number: i
     """Make the layer of the node's Airflow environment, with compiled modules and the folders that pods mount."""
     say("packing the Airflow environment")
     cache = Path(tempfile.mkdtemp(dir=path.parent))
+    # A temporary folder is its maker's alone, and pods are somebody else.
+    cache.chmod(0o755)
     try:
         _compile(environment, cache)
         part = path.with_name(path.name + ".part")

@@ -212,6 +212,14 @@ def test_the_user_of_a_pod_has_a_name(unpacked):
     assert groups == {"root": "0", "airflow": "50000"}
 
 
+def test_a_pod_can_read_what_was_compiled_though_it_is_another_user(unpacked):
+    places = [unpacked / "var" / "cache" / "airflow-labs", *(unpacked / "var" / "cache" / "airflow-labs").rglob("*")]
+    assert any(place.suffix == ".pyc" for place in places)
+    for place in places:
+        others = place.stat().st_mode & 0o7
+        assert others & (0o5 if place.is_dir() else 0o4) == (0o5 if place.is_dir() else 0o4), place
+
+
 def test_what_a_task_imports_is_not_compiled_again_in_a_pod(environment, unpacked):
     # Every file of a layer is as old as 1970, and Python compares the time of a source with what was written into its bytecode.
     inside = unpacked / str(environment).strip("/")
