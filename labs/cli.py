@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -107,12 +108,7 @@ def run(
         for lab in left_out:
             watch.line(f"Left out: {lab.name}, which runs only on target {' or '.join(lab.targets)}.", "dim")
         done = runner.run_labs(chosen, target, variant, parameters, watch, cell_seconds=cell_timeout)
-    if as_json:
-        typer.echo(runner.as_json(done))
-    else:
-        _print_run(done.records)
-        typer.echo(f"Report: {done.report}")
-    raise typer.Exit(done.exit_code)
+    _end_run(done, as_json, _print_run)
 
 
 @app.command()
@@ -190,12 +186,7 @@ def variants(
         require_target(variant, target)
     with Watch() as watch:
         done = runner.run_side_by_side([variant.name for variant in chosen if target in variant.targets], target, watch)
-    if as_json:
-        typer.echo(runner.as_json(done))
-    else:
-        _print_side_by_side(done.records)
-        typer.echo(f"Report: {done.report}")
-    raise typer.Exit(done.exit_code)
+    _end_run(done, as_json, _print_side_by_side)
 
 
 @app.command()
@@ -214,6 +205,18 @@ def bench(
     with exclusive(lab_home(), "labs bench"), Watch() as watch:
         rows = benchmark.run_bench(chosen, watch.doing)
     typer.echo(json.dumps(bench_rows.as_dict(rows), indent=1, sort_keys=True) if as_json else bench_rows.render(rows))
+
+
+def _end_run(done: Any, as_json: bool, show: Callable[[tuple[dict[str, Any], ...]], None]) -> NoReturn:
+    """Print a finished run as JSON, or with `show` and where its report is; exit with its code."""
+    from labs import runner
+
+    if as_json:
+        typer.echo(runner.as_json(done))
+    else:
+        show(done.records)
+        typer.echo(f"Report: {done.report}")
+    raise typer.Exit(done.exit_code)
 
 
 def _print_run(records: tuple[dict[str, Any], ...]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from labs.timeline import Attempt
 from provision.errors import ProvisionError
-from provision.kube.client import ENDED, Pod
+from provision.kube.client import Pod
 
 EVERY_S = 0.5
 
@@ -38,7 +37,6 @@ class PodWatch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._pods: dict[str, Pod] = {}
-        self.counts: list[tuple[float, int, int]] = []
 
     def __enter__(self) -> PodWatch:
         self._thread.start()
@@ -57,13 +55,8 @@ class PodWatch:
         while not self._done.is_set():
             # An API that is away for a moment is what some probes are about.
             with contextlib.suppress(ProvisionError):
-                self._note(time.time(), self._look())
+                self._pods |= {pod.name: pod for pod in self._look()}
             self._done.wait(self._every_s)
-
-    def _note(self, now: float, seen: Sequence[Pod]) -> None:
-        self._pods |= {pod.name: pod for pod in seen}
-        waiting = sum(pod.phase == "Pending" for pod in seen)
-        self.counts.append((now, waiting, sum(pod.phase == "Running" for pod in seen)))
 
 
 def task_of(pod: Pod) -> tuple[str, int, int]:
@@ -97,8 +90,3 @@ def starts(pods: Iterable[Pod], attempts: Iterable[Attempt]) -> dict[str, PodSta
                 airflow=max(0.0, attempt.start - pod.started),
             )
     return found
-
-
-def running(pods: Iterable[Pod]) -> list[Pod]:
-    """Return the pods that a node was chosen for and that have not ended."""
-    return [pod for pod in pods if pod.node and pod.phase not in ENDED]

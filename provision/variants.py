@@ -196,7 +196,7 @@ class KubernetesOptions:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an install is asked for: a variant, setting changes, for Celery the kind of broker and the workers."""
+    """What an install is asked for: a variant, setting changes, for Celery broker and workers, and how a cluster is made."""
 
     variant: Variant
     changes: Mapping[str, str]
