@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,6 +175,19 @@ def _finish(folder: Path, watch: Watch) -> Path:
     return page
 
 
+@contextlib.contextmanager
+def _run_folder(watch: Watch) -> Iterator[Path]:
+    """Lend a new folder for results; afterwards, whatever happens, what was held is released and the report is written."""
+    folder = new_folder(runs_folder())
+    try:
+        yield folder
+    finally:
+        try:
+            _clean_up(watch)
+        finally:
+            _finish(folder, watch)
+
+
 def _mark_interrupted(folder: Path) -> list[str]:
     """Give records that were never completed an honest verdict; return their labs."""
     names = []
@@ -191,29 +204,16 @@ def run_matrix(seed: int, count: int, target: str, variant: str, watch: Watch) -
     with exclusive(lab_home(), "labs matrix"):
         installation = services.ensure(target, variant, {}, watch.doing)
         cells = matrix.draw_cells(seed, count, installation.settings)
-        folder = new_folder(runs_folder())
-        try:
+        with _run_folder(watch) as folder:
             record = matrix.run_matrix(installation, cells, seed, folder, watch.event)
-        finally:
-            try:
-                _clean_up(watch)
-            finally:
-                _finish(folder, watch)
     return record, folder
 
 
 def run_side_by_side(variants: Sequence[str], target: str, watch: Watch) -> Run:
     """Return the run in which one probe was measured on each of these variants, installed one after another."""
-    with exclusive(lab_home(), "labs variants"):
-        folder = new_folder(runs_folder())
-        try:
-            records = side_by_side.run_all(variants, target, folder, watch.event, watch.ended)
-        finally:
-            try:
-                _clean_up(watch)
-            finally:
-                page = _finish(folder, watch)
-    return Run(folder, tuple(records), page)
+    with exclusive(lab_home(), "labs variants"), _run_folder(watch) as folder:
+        records = side_by_side.run_all(variants, target, folder, watch.event, watch.ended)
+    return Run(folder, tuple(records), folder / report.PAGE)
 
 
 def as_json(run: Run) -> str:
