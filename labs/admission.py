@@ -51,17 +51,15 @@ class Limit:
 Used = Counter[tuple[int, Hashable]]
 
 
-def fill(candidates: list[Candidate], limits: list[Limit], batch: int) -> tuple[int, int]:
-    """Return how many candidates run, and how many are admitted but find no worker."""
-    sent = admitted(candidates, limits, batch)
-    running = started(sent, limits)
-    return running, len(sent) - running
+def fill(candidates: list[Candidate], limits: list[Limit], batch: int) -> int:
+    """Return how many candidates run."""
+    return len(started(admitted(candidates, limits, batch), limits))
 
 
-def started(sent: list[Candidate], limits: list[Limit]) -> int:
-    """Return how many of the candidates that the executor was handed find a worker."""
+def started(sent: list[Candidate], limits: list[Limit]) -> list[Candidate]:
+    """Return those of the candidates that executors were handed which find a worker."""
     running, _ = _admit(sent, [limit for limit in limits if limit.at_workers], Counter())
-    return len(running)
+    return running
 
 
 def used_up(sent: list[Candidate], limits: list[Limit]) -> list[Limit]:
@@ -80,9 +78,13 @@ def admitted(candidates: list[Candidate], limits: list[Limit], batch: int) -> li
     at_scheduler = [limit for limit in limits if not limit.at_workers]
     used: Used = Counter()
     waiting, sent = candidates, []
-    # What an executor that counts has in hand makes the scheduler's next query smaller.
-    slots = min((limit.cap for limit in at_scheduler if limit.shrinks), default=None)
-    while taken := _loop(waiting, at_scheduler, used, batch if slots is None else min(batch, slots - len(sent))):
+    shrinking = [limit for limit in at_scheduler if limit.shrinks]
+
+    def asked() -> int:
+        # What an executor that counts has in hand makes the scheduler's next query smaller, whomever that query is for.
+        return min([batch, *(limit.cap - sum(limit.scope(c) is not None for c in sent) for limit in shrinking)])
+
+    while taken := _loop(waiting, at_scheduler, used, asked()):
         sent += [candidate for candidate in waiting if candidate in taken]
         waiting = [candidate for candidate in waiting if candidate not in taken]
     return sent

@@ -7,17 +7,17 @@ Nothing ends while the model looks, because a probe's tasks hold: what is admitt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from labs.admission import Candidate, Limit, admitted, fill, started, used_up
 from labs.errors import LabError
+from labs.executors import CELERY, COUNTING, KUBERNETES, LOCAL, executor_of, executors, only_on
 from labs.pod_limits import PodRoom, pod_limits, refused_fail
 from labs.spec import Group, Spec
 from labs.worker_limits import capacities, default_queue, outcomes, queue_of, worker_limits
-
-LOCAL, CELERY, KUBERNETES = "LocalExecutor", "CeleryExecutor", "KubernetesExecutor"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prediction:
 
     `queued` and `scheduled` count task instances that wait in these states; `binding` says in words which
     limit caps the peak; `exhausted` is True when the probe has too few tasks to reach any limit. `failed` counts
-    those that fail instead of waiting.
+    those that fail instead of waiting. `by_executor` is how many of the peak run on each executor of the installation.
     """
 
     peak: int
@@ -37,6 +37,7 @@ class Prediction:
     exhausted: bool
     caps: tuple[tuple[str, int], ...]
     failed: int = 0
+    by_executor: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def waiting(self) -> int:
@@ -61,12 +62,20 @@ def predict(
     candidates = candidates_of(spec, settings)
     batch = _batch(settings, pools)
     sent = admitted(candidates, limits, batch)
-    running = started(sent, limits)
+    by_executor = _by_executor(started(sent, limits), settings)
+    running = by_executor.total()
     queued = len(sent) - running
-    if settings["core.executor"] == CELERY:
-        _require_certainty(sent, workers, settings)
+    _require_certainty([c for c in sent if executor_of(c.group, settings) == CELERY], workers, settings)
+    # Where nothing is held back, it does not matter who comes first.
+    others = _orders(candidates, settings) if len(sent) < len(candidates) else ()
+    orders = [_by_executor(started(admitted(each, limits, batch), limits), settings) for each in others]
+    if len(peaks := {order.total() for order in orders}) > 1:
+        raise LabError(
+            f"Between {min(peaks)} and {max(peaks)} tasks will run: it depends on chance whose tasks the scheduler sees first.",
+            'give groups that go to different executors or queues a different "priority"',
+        )
     if room is not None and room.quota is not None and refused_fail(settings):
-        return _with_failures(spec, candidates, limits, room)
+        return _with_failures(spec, candidates, limits, room, settings)
     binding = _binding(candidates, limits, sent, batch)
     exhausted = running == len(candidates)
     words = f"the probe has only {len(candidates)} tasks that can run at once" if exhausted else " and ".join(l.words for l in binding)
@@ -78,15 +87,42 @@ def predict(
         binding_names=tuple(limit.name for limit in binding),
         exhausted=exhausted,
         caps=tuple((limit.name, limit.cap) for limit in limits),
+        by_executor=dict(by_executor) if all(order == by_executor for order in orders) else {},
     )
 
 
-def _with_failures(spec: Spec, candidates: list[Candidate], limits: list[Limit], room: PodRoom) -> Prediction:
+def _by_executor(running: list[Candidate], settings: Mapping[str, str]) -> Counter[str]:
+    return Counter(executor_of(candidate.group, settings) for candidate in running)
+
+
+def _orders(candidates: list[Candidate], settings: Mapping[str, str]) -> Iterator[list[Candidate]]:
+    """Yield the orders in which the scheduler may see candidates that go to several executors or queues; one place needs no order.
+
+    Its database may return equal rows in any order, and DAG runs that are triggered together may become ready one by one.
+    """
+
+    def place(candidate: Candidate) -> tuple[str, str]:
+        return executor_of(candidate.group, settings), queue_of(candidate, settings)
+
+    places = sorted({place(candidate) for candidate in candidates})
+    for first in places if len(places) > 1 else ():
+        others = [other for other in places if other != first]
+        # Of three places these are all orders; of more, each of them is once the first, and once the one that has to wait.
+        for order, by_run in product(([first, *others], [first, *others[::-1]]), (False, True)):
+            yield sorted(candidates, key=lambda c: (c.run if by_run else 0, *_rank(c), order.index(place(c))))
+
+
+def _with_failures(spec: Spec, candidates: list[Candidate], limits: list[Limit], room: PodRoom, settings: Mapping[str, str]) -> Prediction:
     """Return the prediction where a quota fails tasks at once: each failure frees its place for the next, until none waits."""
+    if any(executor_of(group, settings) != KUBERNETES for group in spec.groups):
+        raise LabError(
+            "How many tasks a quota fails is known only where every task has a pod.",
+            "set kubernetes_executor.task_publish_max_retries=-1, or give the probe no other executor",
+        )
     if any(group.retries for group in spec.groups):
         raise LabError("Tasks with retries come back after a quota has failed them; when, depends on their delay.", 'leave "retries" out')
     others = [limit for limit in limits if limit.name != "quota"]
-    if started(admitted(candidates, others, len(candidates)), others) < room.quota or room.total < room.quota:
+    if len(started(admitted(candidates, others, len(candidates)), others)) < room.quota or room.total < room.quota:
         raise LabError(
             "How many tasks a quota fails depends on when pods end, if another limit holds some of them back first.",
             "set kubernetes_executor.task_publish_max_retries=-1, or make the quota the narrowest limit",
@@ -114,8 +150,12 @@ def candidates_of(spec: Spec, settings: Mapping[str, str]) -> list[Candidate]:
         if not group.after
         for index in range(1 if group.chain else group.tasks)
     ]
+    return sorted(ready, key=_rank)
+
+
+def _rank(candidate: Candidate) -> tuple[int, int, int]:
     # The scheduler's ORDER BY: priority weight, logical date, map index (-1 unless mapped).
-    return sorted(ready, key=lambda c: (-c.priority, c.run, c.index if c.group.mapped else -1))
+    return -candidate.priority, candidate.run, candidate.index if candidate.group.mapped else -1
 
 
 def limits_of(
@@ -126,14 +166,16 @@ def limits_of(
     room: PodRoom | None = None,
 ) -> list[Limit]:
     """Return every limit that could cap this probe."""
-    limits = [_parallelism(settings), _max_active_tasks(spec, settings)]
-    if settings["core.executor"] == CELERY:
-        queues = {group.queue or default_queue(settings) for group in spec.groups if not group.after}
-        limits += worker_limits(capacities(workers, settings), queues, settings)
-    if settings["core.executor"] == KUBERNETES and room is not None:
+    limits = [*_parallelism(settings), _max_active_tasks(spec, settings)]
+    listed = executors(settings)
+    first = [group for group in spec.groups if not group.after]
+    if CELERY in listed:
+        queues = {group.queue or default_queue(settings) for group in first if executor_of(group, settings) == CELERY}
+        limits += [only_on(CELERY, limit, settings) for limit in worker_limits(capacities(workers, settings), queues, settings)]
+    if KUBERNETES in listed and room is not None:
         if any(group.pod for group in spec.groups):
             raise LabError("The limit model knows pods of one size only.", 'leave "pod" out, and set labs.pod_cpu or labs.pod_memory')
-        limits += pod_limits(room, settings)
+        limits += [only_on(KUBERNETES, limit, settings) for limit in pod_limits(room, settings)]
     for pool in spec.pools():
         if pool not in pools:
             raise LabError(f"Pool {pool!r} does not exist.", f"create it first: lab.pool({pool!r}, slots=3)")
@@ -144,28 +186,32 @@ def limits_of(
     return limits
 
 
-def _parallelism(settings: Mapping[str, str]) -> Limit:
-    executor, parallelism = settings["core.executor"], int(settings["core.parallelism"])
-    if executor in (CELERY, KUBERNETES):
-        # The CeleryExecutor counts what it has sent until its result is there, running or not
-        # (`running` in celery_executor.py; slots_available in airflow/executors/base_executor.py, 3.3.2). The
-        # KubernetesExecutor counts what has a pod, or waits for one (labs.pod_limits).
-        words = f"parallelism is {parallelism}: no more task instances are queued and running together"
-        return Limit("parallelism", parallelism, words, scope=lambda c: "all", shrinks=True)
-    if executor != LOCAL:
-        raise LabError(
-            f"The limit model does not know the executor {executor!r}.",
-            f"choose a variant with the {LOCAL}, the {CELERY} or the {KUBERNETES}",
+def _parallelism(settings: Mapping[str, str]) -> list[Limit]:
+    """Return what `parallelism` means to the executors of an installation."""
+    listed, parallelism = executors(settings), int(settings["core.parallelism"])
+    limits = []
+    if counting := [name for name in listed if name in COUNTING]:
+        # The scheduler adds up what these executors were handed and have not seen the end of
+        # (`_critical_section_enqueue_task_instances`, scheduler_job_runner.py; slots_occupied,
+        # airflow/executors/base_executor.py, 3.3.2).
+        whose = f" of the {' and the '.join(counting)}" if len(listed) > 1 else ""
+        words = f"parallelism is {parallelism}: no more task instances{whose} are queued and running together"
+        limits.append(
+            Limit(
+                "parallelism",
+                parallelism,
+                words,
+                scope=lambda c: "all" if executor_of(c.group, settings) in counting else None,
+                shrinks=True,
+            )
         )
-    # LocalExecutor starts one worker process per unit of parallelism and hands them whatever it is given:
-    # it never fills `running` (airflow/executors/local_executor.py, 3.3.2), so the scheduler goes on admitting.
-    return Limit(
-        "parallelism",
-        parallelism,
-        f"parallelism is {parallelism}: the LocalExecutor has {_plural(parallelism, 'worker process', 'worker processes')}",
-        scope=lambda c: "all",
-        at_workers=True,
-    )
+    if LOCAL in listed:
+        # It starts one worker process per unit of parallelism and hands them whatever it is given, so the scheduler goes on
+        # admitting (airflow/executors/local_executor.py, 3.3.2).
+        words = f"parallelism is {parallelism}: the LocalExecutor has {_plural(parallelism, 'worker process', 'worker processes')}"
+        name = "worker processes" if counting else "parallelism"
+        limits.append(only_on(LOCAL, Limit(name, parallelism, words, scope=lambda c: "all", at_workers=True), settings))
+    return limits
 
 
 def _require_certainty(sent: Sequence[Candidate], workers: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> None:
@@ -227,7 +273,7 @@ def _batch(settings: Mapping[str, str], pools: Mapping[str, int]) -> int:
 
 def _binding(candidates: list[Candidate], limits: list[Limit], sent: list[Candidate], batch: int) -> list[Limit]:
     """Return the limits without which more would run: each one alone, or else those that bind only together."""
-    running = started(sent, limits)
+    running = len(started(sent, limits))
     if running == len(candidates):
         return []
     full = used_up(sent, limits)
@@ -235,15 +281,17 @@ def _binding(candidates: list[Candidate], limits: list[Limit], sent: list[Candid
     def without(limit: Limit) -> int:
         if limit.at_workers:
             # What is sent does not depend on it, and a limit with room left refused nothing.
-            return started(sent, [other for other in full if other is not limit]) if limit in full else running
-        return fill(candidates, [other for other in limits if other is not limit], batch)[0]
+            return len(started(sent, [other for other in full if other is not limit])) if limit in full else running
+        return fill(candidates, [other for other in limits if other is not limit], batch)
 
     if alone := [limit for limit in limits if without(limit) > running]:
         return alone
     # Equal caps hide each other; each of them alone, with no other limit, gives this very peak.
     everything = admitted(candidates, [], batch)
     return [
-        limit for limit in limits if (started(everything, [limit]) if limit.at_workers else fill(candidates, [limit], batch)[0]) == running
+        limit
+        for limit in limits
+        if (len(started(everything, [limit])) if limit.at_workers else fill(candidates, [limit], batch)) == running
     ]
 
 

@@ -13,6 +13,7 @@ from labs import checks, limits, probe, results, services
 from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
 from labs.errors import LabError
+from labs.executors import CELERY, KUBERNETES, executors
 from labs.installation import Installation
 from labs.pod_limits import PodRoom
 from labs.spec import Spec, as_dict, parse
@@ -64,7 +65,7 @@ def draw_cells(seed: int, count: int, variant_settings: dict[str, str]) -> list[
     rng = random.Random(seed)
     groups = max(1, -(-count // CELLS_PER_PARALLELISM))
     values = sorted(rng.sample(PARALLELISM_CHOICES, min(groups, len(PARALLELISM_CHOICES))))
-    celery = variant_settings["core.executor"] == limits.CELERY
+    celery = CELERY in executors(variant_settings)
     fleets = [_draw_workers(rng) if celery else () for _ in values]
     chosen = [number * len(values) // count for number in range(count)]
     cells = [_draw(rng, number, values[i], fleets[i], variant_settings) for number, i in enumerate(chosen)]
@@ -79,10 +80,14 @@ def _draw_workers(rng: random.Random) -> tuple[Worker, ...]:
 
 
 def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Worker, ...], variant_settings: dict[str, str]) -> Cell:
-    in_pods = variant_settings["core.executor"] == limits.KUBERNETES
+    listed = executors(variant_settings)
+    in_pods = KUBERNETES in listed
     while True:
         quota = rng.choice((None, None, 1, 2, 3, 5)) if in_pods else None
-        runs = rng.choice((1, 1, 1, 2, 3))
+        # Runs become ready one by one; that must not decide which executor's tasks come first.
+        runs = 1 if len(listed) > 1 else rng.choice((1, 1, 1, 2, 3))
+        # The executor whose tasks the scheduler sees first comes first.
+        order = rng.sample(listed, len(listed)) if len(listed) > 1 else []
         group: dict[str, Any] = {"pool": POOL, "pool_slots": rng.choice((1, 1, 1, 2, 3)), "mapped": rng.random() < 0.4}
         dag = {
             "name": "matrix",
@@ -99,8 +104,8 @@ def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Work
         listed = [worker.document() for worker in workers]
         # Enough tasks in every run that some wait: as many as could run without the probe's own end, and some more.
         try:
-            most = limits.predict(_probe(dag, group, workers, 40), settings, {POOL: slots}, listed, room).peak
-            spec = _probe(dag, group, workers, most + SURPLUS)
+            most = limits.predict(_probe(dag, group, workers, order, 40), settings, {POOL: slots}, listed, room).peak
+            spec = _probe(dag, group, workers, order, most + SURPLUS)
             limits.predict(spec, settings, {POOL: slots}, listed, room)
         except LabError:
             # Workers that share a queue: it would depend on chance who takes which task.
@@ -108,8 +113,15 @@ def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Work
         return Cell(number, parallelism, slots, spec, workers, quota, in_pods)
 
 
-def _probe(dag: dict[str, Any], group: dict[str, Any], workers: tuple[Worker, ...], tasks: int) -> Spec:
+def _probe(dag: dict[str, Any], group: dict[str, Any], workers: tuple[Worker, ...], order: list[str], tasks: int) -> Spec:
     queues = sorted({queue for worker in workers for queue in worker.queues} - {DEFAULT_QUEUE})
+    if order:
+        groups = []
+        for place, executor in enumerate(order):
+            named = {**group, "executor": executor, "priority": len(order) - place, "tasks": tasks}
+            of_celery = [{"name": f"celery-{queue}", "queue": queue} for queue in queues] if executor == CELERY else []
+            groups += [{**named, **own} for own in of_celery or [{"name": executor.removesuffix("Executor").lower()}]]
+        return parse({**dag, "groups": groups})
     if not queues:
         return parse({**dag, **group, "tasks": tasks})
     return parse({**dag, "groups": [{**group, "name": queue, "queue": queue, "tasks": tasks} for queue in queues]})

@@ -14,6 +14,7 @@ from labs import progress, services, timeline
 from labs.airflow_api import AirflowApi
 from labs.checks import Plateau
 from labs.errors import LabError
+from labs.executors import CELERY, executor_of
 from labs.installation import Installation
 from labs.services import Watcher
 from labs.spec import Spec, as_dict
@@ -327,7 +328,7 @@ def require_served(spec: Spec, installation: Installation) -> None:
     served = {queue for worker in installation.workers for queue in worker["queues"]}
     for group in spec.groups:
         queue = group.queue or default_queue(installation.settings)
-        if queue not in served:
+        if executor_of(group, installation.settings) == CELERY and queue not in served:
             raise LabError(
                 f"No worker serves queue {queue!r}, so the tasks of group {group.name!r} would never start.",
                 f"choose one of: {', '.join(sorted(served)) or '(there are no workers)'}; or add a worker: fab workers --add {queue}-1=1@{queue}",

@@ -61,7 +61,8 @@ def distribute_dags(installation: Installation, way: str, report: Report) -> Ins
     """Return the installation after making DAGs get into pods another way: "volume", "git" or "image"."""
     place, again = target_of(installation), wanted_again(installation.document)
     options = replace(again.kubernetes, dags=way)
-    place.install(wanted(again.variant.name, again.changes, kubernetes=options), report)
+    celery = (again.broker, again.workers) if again.broker else (None, None)
+    place.install(wanted(again.variant.name, again.changes, *celery, kubernetes=options), report)
     return read_installation(place.home.root)
 
 

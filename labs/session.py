@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labs import celery_path, limits, probe, progress, services
+from labs import celery_path, executors, limits, probe, progress, services
 from labs.airflow_api import AirflowApi
 from labs.celery_path import Step
 from labs.errors import LabError
@@ -35,6 +35,27 @@ class Bench:
     def settings(self) -> dict[str, str]:
         """The effective settings by "section.key"."""
         return self.installation.settings
+
+    @property
+    def executors(self) -> tuple[str, ...]:
+        """The installation's executors, the default one first."""
+        return executors.executors(self.settings)
+
+    def hosts_of(self, executor: str) -> list[str]:
+        """Return the hosts that tasks of an executor write down: Celery's workers, the nodes of pods, or the scheduler's node."""
+        if executor == executors.CELERY:
+            return [worker["name"] for worker in self.installation.workers]
+        if executor == executors.KUBERNETES:
+            return list(self.installation.kubernetes["task_nodes"])
+        return [node["name"] for node in self.installation.nodes if "control" in node["roles"]]
+
+    def executor_at(self, host: str) -> str:
+        """Return the executor whose tasks write down this host now; empty if there is none, or if several do."""
+        # A machine may call itself anything; nodes go by the names of the machine table.
+        names = {host} if len(self.installation.nodes) > 1 else {self.installation.node_of(host)}
+        by_worker = executors.CELERY in self.executors and host in self.hosts_of(executors.CELERY)
+        found = [executors.CELERY] if by_worker else [name for name in self.executors if names & set(self.hosts_of(name))]
+        return found[0] if len(found) == 1 else ""
 
     @functools.cached_property
     def sandbox(self) -> Sandbox:

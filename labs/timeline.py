@@ -29,6 +29,8 @@ class Attempt:
     pool_slots: int = 1
     queue: str = "default"
     priority: int = 1
+    # None where the task names none: it is the installation's default then.
+    executor: str | None = None
 
     @property
     def label(self) -> str:
@@ -54,6 +56,7 @@ def attempt_from_api(row: dict[str, Any]) -> Attempt:
         pool_slots=row.get("pool_slots") or 1,
         queue=row.get("queue") or "default",
         priority=1 if row.get("priority_weight") is None else row["priority_weight"],
+        executor=row.get("executor"),
     )
 
 

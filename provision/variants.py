@@ -172,6 +172,27 @@ VARIANTS: Mapping[str, Variant] = {
             settings={"core.parallelism": "16", **KUBERNETES},
             targets=("vagrant",),
         ),
+        Variant(
+            name="local-celery",
+            summary="two executors in one installation: LocalExecutor and CeleryExecutor; a task says which one runs it",
+            executor="LocalExecutor,CeleryExecutor",
+            database="postgres",
+            services=("postgres", *CORE_SERVICES, "flower"),
+            settings={"core.parallelism": "8", **CELERY},
+            # Not called like a node: pods go by the name of theirs.
+            workers=tuple(Worker(f"celery-{n}") for n in (1, 2)),
+        ),
+        Variant(
+            name="multiple",
+            summary="three executors in one installation: LocalExecutor, CeleryExecutor and KubernetesExecutor",
+            executor="LocalExecutor,CeleryExecutor,KubernetesExecutor",
+            database="postgres",
+            services=("postgres", *CORE_SERVICES, "flower"),
+            settings={"core.parallelism": "8", **CELERY, **KUBERNETES},
+            # Not called like a node: pods go by the name of theirs.
+            workers=tuple(Worker(f"celery-{n}") for n in (1, 2)),
+            targets=("vagrant",),
+        ),
     )
 }
 

@@ -75,7 +75,8 @@ def pod_environment(layout: Layout, settings: Mapping[str, str], api_url: str) -
     """
     shared = {name: value for name, value in settings.items() if name.partition(".")[0] not in _NOT_FOR_TASKS}
     own = {
-        "core.executor": "LocalExecutor",
+        # A pod starts no executor, but refuses a DAG that names one which is not in this list.
+        "core.executor": settings["core.executor"],
         "core.execution_api_server_url": f"{api_url}/execution/",
         "core.dags_folder": str(layout.dags),
         "core.hostname_callable": "lab_worker_name.worker_name",

@@ -27,18 +27,13 @@ def process_table(home: LabHome, services: dict[int, str]) -> list[ProcessInfo]:
     return sorted(rows, key=lambda row: (row.service, _depth(row.pid, found), row.pid))
 
 
-# What airflow/executors/local_executor.py (3.3.2) calls its worker processes: the task in hand follows, or <idle>.
-WORKER_TITLE, IDLE = "airflow worker -- LocalExecutor", "<idle>"
-
-
-def busy_local_workers(scheduler_pid: int) -> int | None:
-    """Return how many of the LocalExecutor's worker processes have a task in hand; None if their titles do not tell."""
+def titles_below(pid: int) -> list[str]:
+    """Return the titles of the children of a process; none if it has ended."""
     try:
-        children = psutil.Process(scheduler_pid).children()
+        children = psutil.Process(pid).children()
     except psutil.Error:
-        return None
-    titles = [title for child in children if (title := _title_or_none(child)) and title.startswith(WORKER_TITLE)]
-    return sum(IDLE not in title for title in titles) if titles else None
+        return []
+    return [title for child in children if (title := _title_or_none(child))]
 
 
 def _title_or_none(process: psutil.Process) -> str | None:

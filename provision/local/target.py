@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ import psutil
 from provision import airflow, environments
 from provision.errors import ProvisionError, UsageError
 from provision.home import ROOM_TO_RUN_MIB, LabHome, read_json, require_room, write_private
+from provision.in_hand import busy_local_workers, total_in_hand
 from provision.installed_fleet import InstalledFleet
 from provision.local import postgres
 from provision.local.converge import SETTINGS_CHANGED, STORES, Converge, clean_environment
 from provision.local.desired import NODE, Desired, broker_url, desired_state, installation_document
 from provision.local.health import require_alive
-from provision.local.processes import busy_local_workers, cpu_seconds, process_table, tree_memory
+from provision.local.processes import cpu_seconds, process_table, titles_below, tree_memory
 from provision.local.supervisor import QUICK_STOP_S, Supervisor, log_path, owned_processes, socket_path, sweep
 from provision.lock import exclusive
 from provision.pins import airflow_version
@@ -151,10 +153,15 @@ class LocalTarget:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
-        if self._celery.broker():
-            return self._celery.tasks_in_hand()
-        scheduler = self._running().get("scheduler")
-        return busy_local_workers(scheduler) if scheduler else None
+        installed, scheduler = self.installed(), self._running().get("scheduler")
+        if installed is None or scheduler is None:
+            return None
+        ways = {
+            # Titles of processes can be set on Linux alone.
+            "LocalExecutor": lambda: busy_local_workers(titles_below(scheduler), titled=sys.platform == "linux"),
+            "CeleryExecutor": self._celery.tasks_in_hand,
+        }
+        return total_in_hand(installed["executor"], ways)
 
     def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
         """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""

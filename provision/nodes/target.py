@@ -13,13 +13,13 @@ from provision import airflow, certificates, inventory, secret_store
 from provision.airflow import check_changes
 from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
+from provision.in_hand import busy_local_workers, total_in_hand
 from provision.installed_fleet import InstalledFleet
 from provision.kube import git
 from provision.kube.client import cluster_at
 from provision.kube.delivery import complete_delivery, deliver, delivery_from
 from provision.kube.describe import described, lab_kubeconfig
 from provision.kube.state import Kubernetes
-from provision.local.processes import IDLE, WORKER_TITLE
 from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
@@ -170,14 +170,20 @@ class NodesTarget:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
-        if known := (self.installed() or {}).get("kubernetes"):
-            return cluster_at(Path(known["kubeconfig"]), known["namespace"]).in_hand()
-        if self._celery.broker():
-            return self._celery.tasks_in_hand()
+        ways = {
+            "LocalExecutor": self._local_tasks_in_hand,
+            "CeleryExecutor": self._celery.tasks_in_hand,
+            "KubernetesExecutor": self._pods_in_hand,
+        }
+        return total_in_hand(self._require_installed()["executor"], ways)
+
+    def _local_tasks_in_hand(self) -> int | None:
         scheduler = self._pids().get(self.cluster.control.name, {}).get("scheduler")
-        titles = self._control.call("titles_below", pid=scheduler) if scheduler else []
-        workers = [title for title in titles if title.startswith(WORKER_TITLE)]
-        return sum(IDLE not in title for title in workers) if workers else None
+        return busy_local_workers(self._control.call("titles_below", pid=scheduler)) if scheduler else None
+
+    def _pods_in_hand(self) -> int:
+        known = self._require_installed()["kubernetes"]
+        return cluster_at(Path(known["kubeconfig"]), known["namespace"]).in_hand()
 
     def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
         """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
