@@ -93,7 +93,7 @@ def _artifacts(
     else:
         folder, downloaded = artifacts.download(home, distribution, machine, report), True
         report(f"using {distribution.title} {version}, as pinned")
-    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", all_listed=downloaded)
+    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", downloaded)
     if named:
         write_private(memory, f"{folder}\n{version}\n")
     return found
