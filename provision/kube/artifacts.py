@@ -23,7 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64", "arm6
 # Optional: containerd's configuration, for machines that need another than the distribution's.
 TEMPLATES = ("config.toml.tmpl", "config-v3.toml.tmpl")
 VARIABLE = "LAB_K3S_DIR"
-_PACKED = (".tar.zst", ".tar.gz", ".tar")
+PACKED = (".tar.zst", ".tar.gz", ".tar")
 _PIECE = 2**20
 
 
@@ -69,12 +69,12 @@ def names(distribution: Distribution, arch: str) -> dict[str, tuple[str, ...]]:
     if distribution.name == "k3s":
         return {
             "program": ("k3s",) if arch == "amd64" else (f"k3s-{arch}", "k3s"),
-            "images": tuple(f"k3s-airgap-images-{arch}{ending}" for ending in _PACKED),
+            "images": tuple(f"k3s-airgap-images-{arch}{ending}" for ending in PACKED),
             "sums": (f"sha256sum-{arch}.txt",),
         }
     return {
         "archive": (f"rke2.linux-{arch}.tar.gz",),
-        "images": tuple(f"rke2-images.linux-{arch}{ending}" for ending in _PACKED),
+        "images": tuple(f"rke2-images.linux-{arch}{ending}" for ending in PACKED),
         "sums": (f"sha256sum-{arch}.txt",),
     }
 
