@@ -22,8 +22,10 @@ NAMES = (
     "flower_password",
     "supervisor_password",
 )
+# The first one of the user admin.
+RANCHER_PASSWORD = "rancher_password"
 # Only some installations have these.
-OPTIONAL = (git.KEY,)
+OPTIONAL = (git.KEY, RANCHER_PASSWORD)
 
 
 def generate(name: str) -> str:
@@ -41,7 +43,7 @@ def load_or_create(home: LabHome, also: Collection[str] = ()) -> dict[str, str]:
     stored = _stored(home)
     known = {name: stored.get(name) or generate(name) for name in NAMES}
     known |= {name: stored[name] for name in OPTIONAL if stored.get(name)}
-    known |= {name: git.make_key(home.root) for name in also if name not in known}
+    known |= {name: git.make_key(home.root) if name == git.KEY else generate(name) for name in also if name not in known}
     _write(home, known)
     return known
 

@@ -16,8 +16,10 @@ from invoke import Exit
 from provision import certificates
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
+from provision.kube import rancher
 from provision.machines import Machines
 from provision.providers import PROVIDERS
+from provision.secret_store import RANCHER_PASSWORD
 from provision.target import TARGETS, Target, open_target
 from provision.topology import read_cluster
 from provision.variants import BROKERS, DAG_SOURCES, DISTRIBUTIONS, VARIANTS, KubernetesOptions, wanted, wanted_again
@@ -67,7 +69,7 @@ def up(c, provider=""):
     positional=["variant"],
     iterable=["set", "worker"],
     help={
-        "variant": f"one of: {', '.join(VARIANTS)}",
+        "variant": f"one of: {', '.join(VARIANTS)}; or {rancher.NAME}: Rancher's management UI, into the cluster of the installed variant",
         "target": TARGET_HELP,
         "set": "a setting as section.key=value, for example core.parallelism=4; repeatable",
         "broker": f"the broker of a Celery variant, one of: {', '.join(BROKERS)} (default: {BROKERS[0]})",
@@ -75,7 +77,7 @@ def up(c, provider=""):
         "ha": "on several nodes, for Celery: two API servers behind HAProxy, and a second scheduler",
         "distribution": f"the Kubernetes of a variant that has one, one of: {', '.join(DISTRIBUTIONS)} (default: {DISTRIBUTIONS[0]})",
         "dags": f"how DAGs get into pods, one of: {', '.join(DAG_SOURCES)} (default: {DAG_SOURCES[0]})",
-        "artifacts": "a folder with the distribution's files, for nodes without internet (default: a download of its release)",
+        "artifacts": "a folder with the distribution's files, or Rancher's charts, for nodes without internet (default: a download)",
         "image": "an image with the same Airflow, instead of one that is made of the nodes' own",
         "ca_bundle": "a file with certificates to trust when packages are downloaded, in PEM format; on nodes, for all of their programs",
     },
@@ -84,7 +86,7 @@ def up(c, provider=""):
 def install(
     c, variant, target="local", set=None, broker="", worker=None, ha=False, distribution="", dags="", artifacts="", image="", ca_bundle=""
 ):
-    """Install a variant and start it; running it again changes nothing."""
+    """Install a variant and start it, or Rancher's management UI beside it; running it again changes nothing."""
     if variant in ("-h", "--help"):
         raise UsageError("Help comes before the task.", "fab --help install")
     changes = _changes(set or [])
@@ -94,11 +96,32 @@ def install(
     place = open_target(target)
     listed = [parse_worker(text) for text in worker] if worker else None
     given = {"distribution": distribution, "dags": dags, "artifacts": _folder(artifacts), "image": image}
+    if variant == rancher.NAME:
+        beside = {"set": changes, "broker": broker, "worker": listed, "ha": ha, **{key: given[key] for key in given if key != "artifacts"}}
+        _install_rancher(place, given["artifacts"], [name for name, value in beside.items() if value])
+        return
     options = KubernetesOptions(**{name: value for name, value in given.items() if value})
     done = place.install(wanted(variant, changes, broker, listed, ha, options), _progress())
     for change in done:
         print(change)
     print(f"{variant} on {target}: {_count(len(done))}.")
+
+
+def _install_rancher(place: Target, artifacts: str, beside: list[str]) -> None:
+    again = f"fab install {rancher.NAME} --target vagrant"
+    if place.name != "vagrant":
+        raise UsageError("Rancher needs a cluster of machines.", f"fab up, then fab install kubernetes --target vagrant and {again}")
+    if beside:
+        raise UsageError(
+            f"--{' and --'.join(beside)}: Rancher takes the variant as it is installed.", f"fab install kubernetes with it, then {again}"
+        )
+    done, installed = place.install_rancher(artifacts, _progress())
+    for change in done:
+        print(change)
+    print(f"{rancher.NAME} on vagrant: {_count(len(done))}.")
+    print(f"Rancher, {installed.url}, user admin; its first password is {RANCHER_PASSWORD} in {place.home.secrets}")
+    if installed.is_offline:
+        print(f"This machine must know the name: {place.cluster.control.address} {installed.hostname} in its hosts file.")
 
 
 @task(
@@ -159,6 +182,8 @@ def status(c, target="local"):
     # An installation that was made before there was Celery says nothing of it.
     if installed.get("broker"):
         print(f"Flower, {installed['flower']['url']}, user {installed['flower']['user']}; broker: {installed['broker']['kind']}")
+    if url := (installed.get("kubernetes") or {}).get("rancher"):
+        print(f"Rancher, {url}, user admin")
     asked = wanted_again(installed)
     todo, again = place.plan(asked), asked.command()
     if asked.broker and not asked.workers:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import requests
 from provision import certificates
 from provision.errors import ProvisionError
 from provision.home import LabHome, read_json, require_room, write_private
+from provision.kube import checksums
 from provision.kube.distributions import Distribution
 from provision.pins import pins
 
@@ -23,7 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64", "arm6
 # Optional: containerd's configuration, for machines that need another than the distribution's.
 TEMPLATES = ("config.toml.tmpl", "config-v3.toml.tmpl")
 VARIABLE = "LAB_K3S_DIR"
-_PACKED = (".tar.zst", ".tar.gz", ".tar")
+PACKED = (".tar.zst", ".tar.gz", ".tar")
 _PIECE = 2**20
 
 
@@ -69,21 +69,22 @@ def names(distribution: Distribution, arch: str) -> dict[str, tuple[str, ...]]:
     if distribution.name == "k3s":
         return {
             "program": ("k3s",) if arch == "amd64" else (f"k3s-{arch}", "k3s"),
-            "images": tuple(f"k3s-airgap-images-{arch}{ending}" for ending in _PACKED),
+            "images": tuple(f"k3s-airgap-images-{arch}{ending}" for ending in PACKED),
             "sums": (f"sha256sum-{arch}.txt",),
         }
     return {
         "archive": (f"rke2.linux-{arch}.tar.gz",),
-        "images": tuple(f"rke2-images.linux-{arch}{ending}" for ending in _PACKED),
+        "images": tuple(f"rke2-images.linux-{arch}{ending}" for ending in PACKED),
         "sums": (f"sha256sum-{arch}.txt",),
     }
 
 
-def find(folder: Path, distribution: Distribution, machine: str, cache: Path, all_listed: bool = False) -> Artifacts:
+def find(folder: Path, distribution: Distribution, machine: str, cache: Path, downloaded: bool = False) -> Artifacts:
     """Return the artifacts in a folder of the distribution's own air-gap layout, checked against its list of checksums if it has one.
 
-    `cache` is a file that remembers checksums of files that have not changed; with `all_listed`, the list must name
-    every file of the release. Raises ProvisionError that names what to put where, or the file whose checksum is wrong.
+    `cache` is a file that remembers checksums of files that have not changed. What was `downloaded` has to be in the
+    list, and to be what is pinned. A folder that somebody filled may hold another release: only if one of its files is
+    a pinned one, all of them have to be. Raises ProvisionError that names what to put where, or the file whose checksum is wrong.
     """
     arch = architecture(machine)
     wanted = names(distribution, arch)
@@ -96,14 +97,35 @@ def find(folder: Path, distribution: Distribution, machine: str, cache: Path, al
             else f"{folder} has no {distribution.title}: {wanted[first][0]} is not there.",
             f"put {wanted[first][0]} and {wanted['images'][0]} of one {distribution.title} release into it",
         )
-    sums = _listed(found.pop("sums"))
-    if all_listed:
-        _require_listed([path for path in found.values() if path], sums)
-    templates = [(folder / name, "template") for name in TEMPLATES if (folder / name).is_file()]
-    files = tuple(
-        Artifact(path, role, _checked(path, sums, cache)) for path, role in [*((p, r) for r, p in found.items() if p), *templates]
-    )
-    return Artifacts(distribution.name, files)
+    list_file = found.pop("sums")
+    there = {path: role for role, path in found.items() if path}
+    seen = {path: checksum(path, cache) for path in there}
+    # A program for arm64 may have lost its ending, and still is the release's one for arm64.
+    released = {path: wanted[first][0] if role == first else path.name for path, role in there.items()}
+    _require_known(seen, released, distribution, list_file, cache, downloaded)
+    templates = [folder / name for name in TEMPLATES if (folder / name).is_file()]
+    files = [Artifact(path, role, seen[path]) for path, role in there.items()]
+    return Artifacts(distribution.name, (*files, *(Artifact(path, "template", checksum(path, cache)) for path in templates)))
+
+
+def _require_known(
+    seen: Mapping[Path, str],
+    released: Mapping[Path, str],
+    distribution: Distribution,
+    list_file: Path | None,
+    cache: Path,
+    downloaded: bool,
+) -> None:
+    """Raise ProvisionError for a file that is neither what its release lists nor what is pinned; `released` are the release's own names."""
+    pinned, release = pins()[distribution.name].get("sha256", {}), f"{distribution.title} {pins()[distribution.name]['version']}"
+    sums = checksums.listed(list_file.read_text(errors="replace")) if list_file else {}
+    if downloaded:
+        if list_file:
+            checksums.require_list_as_pinned(list_file, checksum(list_file, cache), sums, pinned, release)
+        checksums.require_listed(list(seen), sums)
+    checksums.require_as_listed(seen, sums)
+    if downloaded or any(pinned.get(released[path]) == sha256 for path, sha256 in seen.items()):
+        checksums.require_as_pinned(seen, released, pinned, release)
 
 
 def download(home: LabHome, distribution: Distribution, machine: str, report: Report) -> Path:
@@ -142,35 +164,6 @@ def _download(url: str, path: Path, distribution: Distribution) -> None:
             f"fab install kubernetes --distribution {distribution.name} --artifacts DIR --target vagrant",
         ) from error
     part.replace(path)
-
-
-def _listed(path: Path | None) -> dict[str, str]:
-    """Return the checksums in a release's list, by file name."""
-    if path is None:
-        return {}
-    rows = [line.split() for line in path.read_text(errors="replace").splitlines()]
-    return {row[1].removeprefix("*"): row[0].lower() for row in rows if len(row) == 2 and re.fullmatch("[0-9a-fA-F]{64}", row[0])}
-
-
-def _require_listed(paths: Iterable[Path], sums: Mapping[str, str]) -> None:
-    """Raise ProvisionError for a downloaded file that nothing vouches for."""
-    for path in paths:
-        if path.name not in sums:
-            raise ProvisionError(
-                f"{path} was downloaded, and the release's list of checksums does not name it.",
-                f"remove {path.parent}, then run the same command again; or download the release yourself, and name its folder: "
-                "--artifacts DIR",
-            )
-
-
-def _checked(path: Path, sums: Mapping[str, str], cache: Path) -> str:
-    seen = checksum(path, cache)
-    if (wanted := sums.get(path.name, seen)) != seen:
-        raise ProvisionError(
-            f"{path} is not what its release lists: its SHA-256 is {seen}, the list says {wanted}.",
-            "remove it and download it again; what an install has downloaded itself, the same command downloads again",
-        )
-    return seen
 
 
 def checksum(path: Path, cache: Path) -> str:

@@ -13,6 +13,7 @@ from provision.kube import artifacts, git, manifests
 from provision.kube.distributions import Distribution, distribution_named, require_memory
 from provision.kube.look import interfaces, look
 from provision.kube.manifests import PodSettings
+from provision.kube.rancher import Rancher
 from provision.kube.state import ClusterSeen, Kubernetes, image_reference
 from provision.nodes.layout import API_PORT, Layout
 from provision.nodes.session import Nodes, Session
@@ -35,10 +36,12 @@ def described(
     report: Callable[[str], None],
     token: str,
     deploy_key: str = "",
+    rancher: Rancher | None = None,
 ) -> Kubernetes:
     """Return the cluster that is wanted, as the nodes say it is now.
 
-    `token` is the short one that its server starts with, `deploy_key` what pods clone DAGs with, if they do.
+    `token` is the short one that its server starts with, `deploy_key` what pods clone DAGs with, if they do,
+    `rancher` the management UI, if the cluster has one.
 
     Raises ProvisionError for artifacts that are missing or damaged, and for nodes that are too small.
     """
@@ -57,10 +60,10 @@ def described(
     require_memory(distribution, cluster, memory, AIRFLOW_MIB)
     addresses = {node.name: node.address for node in cluster.nodes}
     seen = ClusterSeen(interfaces(addresses, nodes), host_key=_host_key(nodes[cluster.control.name]) if deploy_key else "")
-    blank = Kubernetes(
-        distribution, _artifacts(asked, distribution, machine, home, report), cluster, layout,
-        seen, pods, environment, deploy_key, token,
-    )  # fmt: skip
+    files = _artifacts(asked, distribution, machine, home, report)
+    if rancher:
+        files = replace(files, files=(*files.files, *rancher.images))
+    blank = Kubernetes(distribution, files, cluster, layout, seen, pods, environment, deploy_key, token, rancher)
     return replace(blank, seen=look(blank, nodes))
 
 
@@ -93,7 +96,7 @@ def _artifacts(
     else:
         folder, downloaded = artifacts.download(home, distribution, machine, report), True
         report(f"using {distribution.title} {version}, as pinned")
-    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", all_listed=downloaded)
+    found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", downloaded)
     if named:
         write_private(memory, f"{folder}\n{version}\n")
     return found

@@ -15,7 +15,10 @@ import yaml
 from provision.errors import UsageError
 from provision.topology import Cluster, Node
 
-CONTROL_TAINT = "node-role.kubernetes.io/control-plane=true:NoSchedule"
+CONTROL_ROLE = "node-role.kubernetes.io/control-plane"
+CONTROL_TAINT = f"{CONTROL_ROLE}=true:NoSchedule"
+# What a web page in the cluster is reached through.
+INGRESS = ("traefik", "servicelb", "rke2-traefik")
 CANAL_CONFIG = "airflow-labs-canal.yaml"
 # What a node says at every start, of whichever distribution; it makes one at its first.
 PASSWORD = PurePosixPath("/etc/rancher/node/password")
@@ -121,8 +124,10 @@ def distribution_named(name: str) -> Distribution:
         raise UsageError(f"Unknown distribution {name!r}.", f"choose one of: {', '.join(DISTRIBUTIONS)}") from None
 
 
-def configuration(distribution: Distribution, cluster: Cluster, node: Node, interface: str, token_file: PurePosixPath) -> str:
-    """Return the text of a node's configuration file.
+def configuration(
+    distribution: Distribution, cluster: Cluster, node: Node, interface: str, token_file: PurePosixPath, has_charts: bool = False
+) -> str:
+    """Return the text of a node's configuration file; with `has_charts`, the server installs charts, and what they show can be reached.
 
     Its address and, for K3s, the interface of flannel are always said: on virtual machines the first interface
     is Vagrant's own, and has the same address everywhere.
@@ -144,11 +149,14 @@ def configuration(distribution: Distribution, cluster: Cluster, node: Node, inte
             "advertise-address": node.address,
             "tls-san": [node.address, node.name],
             "write-kubeconfig-mode": "0600",
-            "disable": list(distribution.without),
+            "disable": [name for name in distribution.without if not has_charts or name not in INGRESS],
         }
         if distribution.name == "k3s":
             # The labs have no network policies and no charts.
-            keys |= {"disable-network-policy": True, "disable-helm-controller": True}
+            keys |= {"disable-network-policy": True, **({} if has_charts else {"disable-helm-controller": True})}
+        elif has_charts:
+            # RKE2's Helm controller installs its own parts, and is always there.
+            keys["ingress-controller"] = "traefik"
         if any(worker != node for worker in cluster.workers):
             # Tasks run on the workers, as with Celery; the control node has Airflow's own services.
             keys["node-taint"] = [CONTROL_TAINT]

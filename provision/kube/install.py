@@ -14,7 +14,7 @@ from provision.errors import ProvisionError
 from provision.kube import plan
 from provision.kube.artifacts import Artifact, architecture
 from provision.kube.distributions import PASSWORD
-from provision.kube.look import image_digest
+from provision.kube.look import image_digest, rancher_seen
 from provision.kube.plan import ClusterStep
 from provision.kube.state import Kubernetes
 from provision.nodes.layout import USER, USER_NUMBER
@@ -28,6 +28,8 @@ Report = Callable[[str], None]
 # Six messages of 10 s each without an answer end a transfer.
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=6")
 READY_SECONDS = 300
+# Images of Rancher are large, and a first attempt of its chart fails as long as cert-manager is not ready.
+RANCHER_SECONDS = 900
 _PIECE = 2**20
 _SUITES = {"12": "bookworm", "13": "trixie"}
 
@@ -35,6 +37,11 @@ _SUITES = {"12": "bookworm", "13": "trixie"}
 def send_artifacts(kubernetes: Kubernetes, steps: Iterable[ClusterStep], nodes: Nodes, ssh_config: Path, report: Report) -> None:
     """Copy the distribution's files to the nodes that lack them, check them there, and put them where it looks for them."""
     names = [step.node for step in steps if step.action == plan.SEND]
+    if gone := [str(file.path) for file in kubernetes.artifacts.files if names and not file.path.is_file()]:
+        raise ProvisionError(
+            f"{', '.join(gone)} is not there any more, and {', '.join(names)} needs it.",
+            "name the folder again that has it: fab install rancher --target vagrant --artifacts DIR",
+        )
     if names:
         report(f"copying {kubernetes.distribution.title} to {', '.join(names)}")
         nodes.each(lambda node: _send(kubernetes, node, ssh_config), names)
@@ -123,6 +130,27 @@ def wait_until_ready(kubernetes: Kubernetes, nodes: Nodes, ready: Callable[[], f
             told = text
         _require_time(deadline, kubernetes, nodes[missing[0].name], "")
         time.sleep(1)
+
+
+def wait_for_rancher(kubernetes: Kubernetes, control: Session, report: Report) -> None:
+    """Return when Rancher is ready; raises ProvisionError with the pods that are not, and why."""
+    patience, told = start_seconds(RANCHER_SECONDS), None
+    deadline = time.monotonic() + patience
+    while True:
+        ready, waiting = rancher_seen(kubernetes, control)
+        if ready:
+            return
+        if (names := ", ".join(waiting)) != told:
+            report(f"waiting for Rancher: {names or 'its pods are not made yet'}")
+            told = names
+        if time.monotonic() > deadline:
+            reasons = "\n".join(f"  {name}: {why}" for name, why in waiting.items()) or "  none was made"
+            service = kubernetes.service(kubernetes.cluster.control)
+            raise ProvisionError(
+                f"Rancher on {control.name} was not ready within {patience} s. Pods that are not ready:\n{reasons}",
+                f"fab logs {service} --target vagrant; if it is only slow, the same command again, with {START_VARIABLE}={2 * patience}",
+            )
+        time.sleep(2)
 
 
 def _require_time(deadline: float, kubernetes: Kubernetes, node: Session, said: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from provision.kube import manifests
+from provision.kube import manifests, rancher
 from provision.kube.delivery import complete_delivery, delivery_of, images_on, leftovers, undelivered
 from provision.kube.state import ClusterSeen, Kubernetes
 from provision.nodes.session import Nodes, Session
@@ -75,6 +75,19 @@ def ready_nodes(kubernetes: Kubernetes, control: Session) -> frozenset[str]:
     """Return the nodes that Kubernetes can use now; none if its server does not answer."""
     document = _json(kubernetes, control, "get", "nodes", "-o", "json")
     return frozenset(_ready(document)) if document else frozenset()
+
+
+def server_version(kubernetes: Kubernetes, control: Session) -> str:
+    """Return the version of Kubernetes on the control node ("v1.36.4+k3s1"); empty if its server does not answer."""
+    document = _json(kubernetes, control, "version", "-o", "json") or {}
+    return document.get("serverVersion", {}).get("gitVersion", "")
+
+
+def rancher_seen(kubernetes: Kubernetes, control: Session) -> tuple[bool, dict[str, str]]:
+    """Return whether Rancher is ready, and which pods are not, with the reason."""
+    deployment = _json(kubernetes, control, "get", "deployment", rancher.NAME, "-n", rancher.NAMESPACES[rancher.NAME], "-o", "json")
+    pods = _json(kubernetes, control, "get", "pods", "--all-namespaces", "-o", "json")
+    return rancher.is_ready(deployment or {}), rancher.unready(pods or {})
 
 
 def _ready(document: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from provision.home import REPOSITORY
-from provision.kube import distributions, git, manifests
+from provision.kube import distributions, git, manifests, rancher
 from provision.kube.artifacts import Artifacts
 from provision.kube.distributions import Distribution
+from provision.kube.rancher import Rancher
 from provision.nodes.agent import AFTER_STOP
 from provision.nodes.layout import Layout
 from provision.topology import Cluster, Node
@@ -69,6 +70,8 @@ class Kubernetes:
     deploy_key: str = field(default="", repr=False)
     # The short one, with which the server starts.
     token: str = field(default="", repr=False)
+    # The management UI, if somebody asked for it.
+    rancher: Rancher | None = None
 
     @property
     def has_other_token(self) -> bool:
@@ -149,7 +152,7 @@ def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tup
     distribution, seen, layout = kubernetes.distribution, kubernetes.seen, kubernetes.layout
     is_server = node == kubernetes.cluster.control
     interface = seen.interfaces[node.name]
-    text = distributions.configuration(distribution, kubernetes.cluster, node, interface, kubernetes.token_file())
+    text = distributions.configuration(distribution, kubernetes.cluster, node, interface, kubernetes.token_file(), bool(kubernetes.rancher))
     found = {
         str(distribution.configuration): (text, "root", "0600"),
         str(layout.configuration / "kubernetes-stop"): (STOP_SCRIPT, "root", "0755"),
@@ -165,6 +168,12 @@ def files(kubernetes: Kubernetes, node: Node, short_token: str) -> dict[str, tup
         found[str(layout.software / "pod_image.py")] = (IMAGE_SCRIPT, "root", "0644")
         if distribution.name == "rke2":
             found[str(distribution.manifests / distributions.CANAL_CONFIG)] = (distributions.canal_manifest(interface), "root", "0600")
+        if kubernetes.rancher:
+            found[str(distribution.manifests / rancher.MANIFEST)] = (
+                rancher.manifest(kubernetes.rancher, kubernetes.cluster),
+                "root",
+                "0600",
+            )
         if credentials := kubernetes.kubeconfig():
             found[str(layout.configuration / "kubeconfig")] = (credentials, "airflow", "0640")
     return found
@@ -175,7 +184,7 @@ def folders(kubernetes: Kubernetes, node: Node) -> dict[PurePosixPath, str]:
     distribution, is_server = kubernetes.distribution, node == kubernetes.cluster.control
     configuration = distribution.configuration.parent
     found = dict.fromkeys((configuration.parent, configuration, kubernetes.image_archive.parent), "0755")
-    if distribution.name == "rke2" and is_server:
+    if is_server and (distribution.name == "rke2" or kubernetes.rancher):
         # As the server makes them: keys of the cluster are below.
         found |= dict.fromkeys((distribution.server_data, distribution.manifests), "0700")
     return found
@@ -206,9 +215,10 @@ def unwanted(layout: Layout, kubernetes: Kubernetes | None, node: Node) -> list[
 
 
 def files_of_any_cluster(layout: Layout) -> list[str]:
-    """Return the files that hold a token, of whichever distribution: they must not outlive its use."""
+    """Return the files that hold a token or a password, of whichever distribution: they must not outlive its use."""
     names = ("kubernetes-token", "kubernetes-stop", "kubeconfig", POD_TEMPLATE)
-    return [*(str(layout.configuration / name) for name in names), *(str(d.configuration) for d in distributions.DISTRIBUTIONS.values())]
+    own = [path for each in distributions.DISTRIBUTIONS.values() for path in (each.configuration, each.manifests / rancher.MANIFEST)]
+    return [*(str(layout.configuration / name) for name in names), *map(str, own)]
 
 
 def unit_body(kubernetes: Kubernetes, node: Node) -> list[str]:

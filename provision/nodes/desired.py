@@ -456,6 +456,7 @@ def _kubernetes_document(desired: Desired, home: LabHome) -> dict[str, Any] | No
         "kubeconfig": str(home.root / KUBECONFIG),
         "pod_image": kubernetes.pods.image,
         "task_nodes": [node.name for node in kubernetes.task_nodes],
+        **({"rancher": kubernetes.rancher.url} if kubernetes.rancher else {}),
     }
 
 

@@ -15,21 +15,25 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import LabHome, read_json, write_private
 from provision.in_hand import busy_local_workers, total_in_hand
 from provision.installed_fleet import InstalledFleet
-from provision.kube import git
+from provision.kube import git, rancher
 from provision.kube.client import cluster_at
 from provision.kube.delivery import complete_delivery, deliver, delivery_from
 from provision.kube.describe import described, lab_kubeconfig
+from provision.kube.install import wait_for_rancher
+from provision.kube.look import server_version
+from provision.kube.rancher import Rancher
 from provision.kube.state import Kubernetes
 from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
 from provision.nodes.desired import KUBECONFIG, About, Desired, RemoteFile, desired_state, environment_path, installation_document
+from provision.nodes.kept_rancher import KeptRancher
 from provision.nodes.layout import USER, Layout
 from provision.nodes.plan import STOP_ORDER, asked_of, kind_of_service
 from provision.nodes.session import Nodes, Session
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
-from provision.topology import read_cluster
+from provision.topology import read_cluster, table_path
 from provision.variants import Wanted, wanted_again
 from provision.workers import Worker
 
@@ -63,6 +67,7 @@ class NodesTarget:
         self.machines = Machines(self.shared, self.cluster)
         self._nodes: Nodes | None = None
         self._about: About | None = None
+        self._kept_rancher = KeptRancher(home, self.cluster)
         self._celery = InstalledFleet(self.installed, self._broker_url, f"fab install celery --target {self.name}")
 
     # -- the interface of every target ------------------------------------------------------------
@@ -77,6 +82,32 @@ class NodesTarget:
         check_changes(asked.changes, asked.variant)
         with exclusive(self.home, f"fab install {asked.variant.name} --target {self.name}"):
             return self._install(asked, report)
+
+    def install_rancher(self, folder: str, report: Report = _silent) -> tuple[list[Change], Rancher]:
+        """Put Rancher's management UI into the cluster that is installed; return what had to be done, and what is there now.
+
+        Its charts come from `folder`, else from where they came before, else from the internet. Running it again
+        finishes an interrupted install. Raises ProvisionError where there is no cluster, or none that is fit for it.
+        """
+        with exclusive(self.home, f"fab install {rancher.NAME} --target {self.name}"):
+            installed = self.installed() or self._kept_rancher.interrupted()
+            if not installed.get("kubernetes"):
+                raise ProvisionError(
+                    f"Rancher comes into a cluster of Kubernetes, and {installed.get('variant') or 'nothing'} is installed on the nodes.",
+                    f"fab install kubernetes --target {self.name}, then fab install {rancher.NAME} --target {self.name}",
+                )
+            asked = wanted_again(installed)
+            about = self._control.call("about")
+            rancher.require_machine(self.cluster.control, about["memory_mib"], about["cores"], table_path())
+            if self.installed():
+                # An interrupted one was found fit before; meanwhile its server may be between two configurations.
+                rancher.require_supported(server_version(self._kubernetes(asked, self._about_nodes()[0]), self._control))
+            chosen = self._kept_rancher.choose(asked, folder)
+            self._kept_rancher.keep(chosen, interrupts=installed)
+            changes = self._install(asked, report)
+            self._kept_rancher.keep(chosen)
+            wait_for_rancher(self._kubernetes(asked, self._about_nodes()[0]), self._control, report)
+            return changes, chosen
 
     def set_workers(self, workers: Iterable[Worker], report: Report = _silent) -> list[Change]:
         """Make exactly these Celery workers run, while tasks run; a worker that leaves finishes its tasks first."""
@@ -308,17 +339,24 @@ class NodesTarget:
             self._about = self._about_nodes()[0]
         bundle = certificates.bundle()
         trusted = bundle.read_text() if bundle else ""
-        secrets = secret_store.load_or_create(self.home, [git.KEY] if _clones(asked) else [])
+        secrets = self._secrets(asked)
         kubernetes = self._kubernetes(asked, self._about, report) if asked.kubernetes else None
         return desired_state(asked, self.cluster, self.layout, self._about, secrets, trusted, kubernetes)
 
     def _kubernetes(self, asked: Wanted, about: About, report: Report = _silent) -> Kubernetes:
         if self.layout.instance:
             raise UsageError("Kubernetes cannot be installed twice on the same nodes.", "fab install kubernetes --target vagrant")
-        secrets = secret_store.load_or_create(self.home, [git.KEY] if _clones(asked) else [])
+        secrets, ui = self._secrets(asked), self._kept_rancher.of(asked)
         environment, key = environment_path(self.layout, about), secrets[git.KEY] if _clones(asked) else ""
         token = secrets["cluster_token"]
-        return described(asked, self.cluster, self.layout, environment, about.machine, self.nodes, self.shared, report, token, key)
+        if ui:
+            ui = replace(ui, password=secrets[secret_store.RANCHER_PASSWORD])
+        return described(asked, self.cluster, self.layout, environment, about.machine, self.nodes, self.shared, report, token, key, ui)
+
+    def _secrets(self, asked: Wanted) -> dict[str, str]:
+        also = [git.KEY] if _clones(asked) else []
+        also += [secret_store.RANCHER_PASSWORD] if self._kept_rancher.of(asked) else []
+        return secret_store.load_or_create(self.home, also)
 
     def _converge(self, desired: Desired) -> Converge:
         return Converge(self.shared, desired, self.nodes, self.machines.ssh_config(), lambda: self._desired(desired.wanted))
@@ -328,6 +366,8 @@ class NodesTarget:
         if self.machines.ids() and not self.machines.recorded():
             # Made by Vagrant itself: their host keys are not known yet.
             self.machines.up(report=report)
+        if not self._kept_rancher.of(asked):
+            self._kept_rancher.forget()
         desired = self._desired(asked, report)
         converge = self._converge(desired)
         converge.settle(report)

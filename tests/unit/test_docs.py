@@ -23,7 +23,9 @@ from labs.limits import limits_of
 from labs.spec import KINDS, MOST_TASKS, Group, Spec, parse
 from provision import tasks
 from provision.home import HOME_VARIABLE, REPOSITORY
+from provision.kube import rancher
 from provision.local.ports import PORT_VARIABLES
+from provision.pins import pins
 from provision.variants import TUNED, VARIANTS
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -113,7 +115,7 @@ def accept_fab(arguments: list[str]) -> None:
         return
     (call,) = Parser(contexts=FAB.to_contexts()).parse_argv(arguments)
     variant = call.as_kwargs.get("variant")
-    assert variant in {None, *VARIANTS, *PLACEHOLDERS}
+    assert variant in {None, *VARIANTS, rancher.NAME, *PLACEHOLDERS}
 
 
 def accept_make(arguments: list[str]) -> None:
@@ -298,3 +300,10 @@ def test_files_that_a_page_names_exist(page: Path):
 
 def test_the_picture_of_a_report_is_small():
     assert 10_000 < (REPOSITORY / "docs" / "images" / "report.png").stat().st_size < 250_000
+
+
+def test_the_reference_says_what_rancher_wants_and_which_charts_it_takes():
+    text = section("Rancher's management UI")
+    assert f"| {rancher.LEAST_MEMORY_MIB} MiB and {rancher.LEAST_CORES}," in text
+    assert f"{' to '.join(pins()['rancher']['kubernetes'])}, for the pinned Rancher {pins()['rancher']['version']}" in text
+    assert all(f"`{chart.file}`" in text for chart in rancher.pinned_charts())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from provision.variants import KubernetesOptions, wanted
 
 K3S, RKE2 = DISTRIBUTIONS["k3s"], DISTRIBUTIONS["rke2"]
 IMAGES = "k3s-airgap-images-amd64.tar.zst"
+VERSION = pins()["k3s"]["version"]
 FILES = {"k3s": b"the program", IMAGES: b"the images"}
 
 
@@ -182,6 +185,8 @@ class Releases(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]] = {}
     cut: ClassVar[set[str]] = set()
     asked: ClassVar[list[str]] = []
+    # What is pinned of K3s, by file name.
+    pinned: ClassVar[dict[str, str]] = {}
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
@@ -202,12 +207,13 @@ class Releases(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def releases(monkeypatch) -> Iterator[type[Releases]]:
     """A server that stands for the releases of both distributions."""
-    handler = type("Here", (Releases,), {"files": {}, "cut": set(), "asked": []})
+    handler = type("Here", (Releases,), {"files": {}, "cut": set(), "asked": [], "pinned": {}})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        pinned = {name: {**pins()[name], "releases": f"http://127.0.0.1:{server.server_port}/releases"} for name in DISTRIBUTIONS}
+        here = {"releases": f"http://127.0.0.1:{server.server_port}/releases", "sha256": handler.pinned}
+        pinned = {name: {**pins()[name], **here} for name in DISTRIBUTIONS}
         monkeypatch.setattr(artifacts, "pins", lambda: {**pins(), **pinned})
         yield handler
         server.shutdown()
@@ -291,6 +297,93 @@ def test_a_downloaded_file_that_the_list_does_not_name_is_refused(releases, unli
     with pytest.raises(ProvisionError, match=f"{unlisted} was downloaded, and the release's list of checksums does not name it") as refused:
         chosen()
     assert "--artifacts DIR" in refused.value.hint
+
+
+# -- what is pinned -----------------------------------------------------------------------------------
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def pinned(releases) -> type[Releases]:
+    """A release of which everything is pinned."""
+    releases.files = dict(RELEASE)
+    releases.pinned.update({name: sha256(content) for name, content in RELEASE.items()})
+    return releases
+
+
+def test_a_release_that_is_as_pinned_is_taken(pinned):
+    assert "artifacts" in chosen()
+
+
+@pytest.mark.parametrize("changed", FILES)
+def test_a_release_that_was_changed_after_it_was_pinned_is_refused_although_its_list_agrees(pinned, changed):
+    other = FILES | {changed: b"something else"}
+    pinned.files = other | {"sha256sum-amd64.txt": listed(other).encode()}
+    with pytest.raises(ProvisionError, match=f"list of checksums of K3s {re.escape(VERSION)} was changed after it was pinned") as refused:
+        chosen()
+    for word in (f" for {changed}", sha256(b"something else"), sha256(FILES[changed])):
+        assert word in refused.value.message
+    assert "do not install it" in refused.value.hint
+    assert "docs/contributor.md" in refused.value.hint
+
+
+def test_a_list_is_pinned_with_every_file_that_it_names(pinned):
+    pinned.pinned.clear()
+    pinned.pinned["sha256sum-amd64.txt"] = sha256(RELEASE["sha256sum-amd64.txt"])
+    assert "artifacts" in chosen()
+    other = FILES | {IMAGES: b"something else"}
+    shutil.rmtree(lab_home().shared / "artifacts")
+    pinned.files = other | {"sha256sum-amd64.txt": listed(other).encode()}
+    with pytest.raises(ProvisionError, match="is not the one that was pinned") as refused:
+        chosen()
+    assert "sha256sum-amd64.txt" in refused.value.message
+
+
+def test_a_download_that_was_damaged_is_not_taken_for_a_changed_release(pinned):
+    pinned.files = RELEASE | {"k3s": b"something else"}
+    with pytest.raises(ProvisionError, match="is not what its release lists"):
+        chosen()
+
+
+def test_a_list_of_another_architecture_may_be_pinned_as_well(pinned):
+    pinned.pinned |= {"k3s-arm64": "0" * 64, "sha256sum-arm64.txt": "1" * 64}
+    assert "artifacts" in chosen()
+
+
+def test_a_folder_with_another_release_is_not_compared_with_the_pins(tmp_path, pinned):
+    other = {"k3s": b"another program", IMAGES: b"other images"}
+    folder = put(tmp_path / "k3s", other, other)
+    assert chosen(named=str(folder)) == str(folder)
+
+
+@pytest.mark.parametrize("kept", FILES)
+def test_a_folder_with_one_file_of_the_pinned_release_must_have_the_others_of_it(tmp_path, pinned, kept):
+    (changed,) = FILES.keys() - {kept}
+    folder = put(tmp_path / "k3s", FILES | {changed: b"something else"})
+    with pytest.raises(ProvisionError, match=f"is not what is pinned for K3s {re.escape(VERSION)}") as refused:
+        chosen(named=str(folder))
+    assert str(folder / changed) in refused.value.message
+    assert sha256(FILES[changed]) in refused.value.message
+
+
+def test_a_program_that_lost_its_ending_is_compared_with_that_of_its_architecture(tmp_path, pinned):
+    arm = {"k3s": b"for arm", "k3s-airgap-images-arm64.tar.zst": b"images for arm"}
+    pinned.pinned |= {"k3s-arm64": sha256(arm["k3s"]), "k3s-airgap-images-arm64.tar.zst": sha256(b"images for arm")}
+    assert len(found(put(tmp_path / "k3s", arm), machine="aarch64").files) == 2
+    (tmp_path / "k3s" / "k3s").write_bytes(b"damaged")
+    with pytest.raises(ProvisionError, match="is not what is pinned"):
+        found(tmp_path / "k3s", machine="aarch64")
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_is_pinned_are_checksums_of_files_that_would_be_downloaded(name):
+    known = {choices[0] for arch in ("amd64", "arm64") for choices in artifacts.names(DISTRIBUTIONS[name], arch).values()}
+    for file, value in pins()[name]["sha256"].items():
+        assert file in known
+        assert re.fullmatch("[0-9a-f]{64}", value), file
 
 
 # -- which folder -------------------------------------------------------------------------------------
