@@ -40,6 +40,15 @@ def test_every_lab_passes_and_leaves_nothing_on_the_cluster(target):
     assert left_on_cluster(target) == 0
 
 
+def test_three_executors_in_one_installation(target):
+    command = [str(LABS), "run", "11", "--variant", "multiple", "--target", "vagrant", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=REPOSITORY, stdin=subprocess.DEVNULL)
+    (lab,) = json.loads(done.stdout)["labs"]
+    assert (lab["verdict"], lab["error"]) == ("pass", "")
+    assert target.install(wanted("multiple")) == []
+    assert left_on_cluster(target) == 0
+
+
 @pytest.mark.parametrize("lab", ON_KUBERNETES, ids=lambda lab: lab.name)
 def test_a_starter_fails_its_check(target, tmp_path, lab):
     target.install(wanted("kubernetes"))

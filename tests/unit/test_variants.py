@@ -45,7 +45,7 @@ def test_every_variant_runs_all_of_airflow(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_only_a_variant_with_celery_has_workers_and_flower(name):
     variant = variant_named(name)
-    assert variant.uses_celery == (name == "celery")
+    assert variant.uses_celery == (name in ("celery", "local-celery", "multiple"))
     assert bool(variant.workers) == variant.uses_celery
     assert ("flower" in variant.services) == variant.uses_celery
     assert any(setting.startswith("celery") for setting in variant.settings) == variant.uses_celery
@@ -218,7 +218,7 @@ def test_a_request_says_the_command_that_asks_for_it(asked, command):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_only_a_variant_with_kubernetes_has_settings_of_pods_and_needs_machines(name):
     variant = variant_named(name)
-    assert variant.uses_kubernetes == (name == "kubernetes")
+    assert variant.uses_kubernetes == (name in ("kubernetes", "multiple"))
     own = [setting for setting in variant.settings if setting.startswith(("kubernetes_executor.", "labs.pod_"))]
     assert bool(own) == variant.uses_kubernetes
     assert ("local" in variant.targets) != variant.uses_kubernetes
