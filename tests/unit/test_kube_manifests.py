@@ -226,8 +226,11 @@ def test_no_setting_of_a_service_is_handed_to_a_pod(variant):
 def test_a_task_in_a_pod_reaches_the_api_server_on_the_control_node():
     environment = pods().environment
     assert environment["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == f"http://{CLUSTER.control.address}:8080/execution/"
-    # In the pod there is no executor to be.
-    assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+    # The pod reads the DAG again, and would refuse one that names an executor which is not in its list.
+    assert environment["AIRFLOW__CORE__EXECUTOR"] == "KubernetesExecutor"
+    several = variant_named("multiple").effective_settings({})
+    named = manifests.pod_environment(Layout(), several, API_URL)["AIRFLOW__CORE__EXECUTOR"]
+    assert named == "LocalExecutor,CeleryExecutor,KubernetesExecutor"
 
 
 def test_a_task_gets_the_settings_that_a_change_gave_to_all():

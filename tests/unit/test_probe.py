@@ -94,9 +94,10 @@ def test_a_probe_is_described_by_what_differs_from_the_defaults(written, shown):
     assert describe(parse(written)) == shown
 
 
-def installed(*workers: dict, broker: bool = True, settings: dict | None = None) -> Installation:
+def installed(*workers: dict, broker: bool = True, executor: str = "CeleryExecutor", settings: dict | None = None) -> Installation:
     """Return an installation with these Celery workers."""
-    return Installation({"broker": {"kind": "redis"} if broker else None, "workers": list(workers), "settings": settings or {}})
+    known = {"core.executor": executor, **(settings or {})}
+    return Installation({"broker": {"kind": "redis"} if broker else None, "workers": list(workers), "settings": known})
 
 
 def test_a_probe_on_a_queue_that_nobody_serves_is_refused_with_the_queues_there_are_and_the_command():
@@ -119,6 +120,13 @@ def test_a_probe_may_run_where_its_queues_are_served_and_where_there_are_none():
     served = installed({"name": "a", "concurrency": 1, "queues": ["default"]}, {"name": "b", "concurrency": 1, "queues": ["heavy"]})
     require_served(parse({"groups": [{"name": "x"}, {"name": "y", "queue": "heavy"}]}), served)
     require_served(parse({"groups": [{"name": "y", "queue": "heavy"}]}), installed(broker=False))
+
+
+def test_a_queue_matters_to_tasks_of_celery_alone():
+    here = installed(executor="LocalExecutor,CeleryExecutor")
+    require_served(parse({"queue": "nobody"}), here)
+    with pytest.raises(LabError, match="No worker serves queue 'nobody'"):
+        require_served(parse({"queue": "nobody", "executor": "CeleryExecutor"}), here)
 
 
 def test_a_probe_that_names_no_queue_goes_to_the_default_queue_of_the_settings():
