@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +33,7 @@ def started(monkeypatch):
         monkeypatch.setattr(importlib, "import_module", import_module)
         monkeypatch.setattr(os, "sched_setscheduler", lambda *how: None, raising=False)
         monkeypatch.setattr(gc, "set_threshold", lambda *how: None)
+        monkeypatch.setattr(atexit, "register", lambda function: None)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         runpy.run_path(str(FILE))
@@ -69,3 +72,14 @@ def test_a_module_that_this_airflow_does_not_have_keeps_no_worker_from_starting(
 @pytest.mark.parametrize(("value", "loads"), [("True", True), ("true", True), ("False", False), ("", False)])
 def test_it_can_be_switched_off_for_comparison(started, value, loads):
     assert bool(started("celery", "worker", AIRFLOW__LABS__PRELOAD=value)) is loads
+
+
+def test_a_process_ends_without_looking_for_garbage():
+    cycle = """
+class Told:
+    def __del__(self): print("collected")
+told = Told(); told.itself = told; del told
+"""
+    for before, printed in ((f"import runpy; runpy.run_path({str(FILE)!r})", ""), ("", "collected\n")):
+        done = subprocess.run([sys.executable, "-c", before + cycle], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == printed
