@@ -62,19 +62,14 @@ def predict(
     candidates = candidates_of(spec, settings)
     batch = _batch(settings, pools)
     sent = admitted(candidates, limits, batch)
-    by_executor = _by_executor(started(sent, limits), settings)
+    by_executor = _executors_of(started(sent, limits), settings)
     running = by_executor.total()
     queued = len(sent) - running
-    _require_certainty([c for c in sent if executor_of(c.group, settings) == CELERY], workers, settings)
+    _require_certainty(sent, workers, settings)
     # Where nothing is held back, it does not matter who comes first.
-    others = _orders(candidates, settings) if len(sent) < len(candidates) else ()
-    orders = [_by_executor(started(admitted(each, limits, batch), limits), settings) for each in others]
-    if len(peaks := {order.total() for order in orders}) > 1:
-        raise LabError(
-            f"Between {min(peaks)} and {max(peaks)} tasks will run: it depends on chance whose tasks the scheduler sees first.",
-            'give groups that go to different executors or queues a different "priority"',
-        )
-    if room is not None and room.quota is not None and refused_fail(settings):
+    other_orders = _orders(candidates, settings) if len(sent) < len(candidates) else ()
+    certain = _same_for_all([sent, *(admitted(order, limits, batch) for order in other_orders)], limits, workers, settings)
+    if room is not None and room.quota is not None and _in_pods(spec, settings) and refused_fail(settings):
         return _with_failures(spec, candidates, limits, room, settings)
     binding = _binding(candidates, limits, sent, batch)
     exhausted = running == len(candidates)
@@ -87,12 +82,43 @@ def predict(
         binding_names=tuple(limit.name for limit in binding),
         exhausted=exhausted,
         caps=tuple((limit.name, limit.cap) for limit in limits),
-        by_executor=dict(by_executor) if all(order == by_executor for order in orders) else {},
+        by_executor=dict(by_executor) if certain else {},
     )
 
 
-def _by_executor(running: list[Candidate], settings: Mapping[str, str]) -> Counter[str]:
-    return Counter(executor_of(candidate.group, settings) for candidate in running)
+def _executors_of(candidates: list[Candidate], settings: Mapping[str, str]) -> Counter[str]:
+    return Counter(executor_of(candidate.group, settings) for candidate in candidates)
+
+
+def _in_pods(spec: Spec, settings: Mapping[str, str]) -> bool:
+    return any(executor_of(group, settings) == KUBERNETES for group in spec.groups if not group.after)
+
+
+def _place(candidate: Candidate, settings: Mapping[str, str]) -> tuple[str, str]:
+    """Return where a candidate goes: executor and queue."""
+    return executor_of(candidate.group, settings), queue_of(candidate, settings)
+
+
+def _same_for_all(
+    handed: list[list[Candidate]], limits: list[Limit], workers: Sequence[Mapping[str, Any]], settings: Mapping[str, str]
+) -> bool:
+    """Return whether every order has handed as many candidates to each place; raises LabError if their number decides how many run.
+
+    The orders that were tried are extremes, and what lies between them is possible, too: where they differ, as many must
+    run as are handed over, in each of them.
+    """
+    places = [Counter(_place(candidate, settings) for candidate in sent) for sent in handed]
+    if all(place == places[0] for place in places):
+        return True
+    running = [len(started(sent, limits)) for sent in handed]
+    if running != [len(sent) for sent in handed] or len(set(running)) > 1:
+        raise LabError(
+            f"It depends on chance whose tasks the scheduler sees first, and so how many run: {min(running)} to {max(running)}, or others.",
+            'give groups that go to different executors or queues a different "priority"',
+        )
+    for sent in handed:
+        _require_certainty(sent, workers, settings)
+    return False
 
 
 def _orders(candidates: list[Candidate], settings: Mapping[str, str]) -> Iterator[list[Candidate]]:
@@ -100,21 +126,17 @@ def _orders(candidates: list[Candidate], settings: Mapping[str, str]) -> Iterato
 
     Its database may return equal rows in any order, and DAG runs that are triggered together may become ready one by one.
     """
-
-    def place(candidate: Candidate) -> tuple[str, str]:
-        return executor_of(candidate.group, settings), queue_of(candidate, settings)
-
-    places = sorted({place(candidate) for candidate in candidates})
+    places = sorted({_place(candidate, settings) for candidate in candidates})
     for first in places if len(places) > 1 else ():
         others = [other for other in places if other != first]
         # Of three places these are all orders; of more, each of them is once the first, and once the one that has to wait.
         for order, by_run in product(([first, *others], [first, *others[::-1]]), (False, True)):
-            yield sorted(candidates, key=lambda c: (c.run if by_run else 0, *_rank(c), order.index(place(c))))
+            yield sorted(candidates, key=lambda c: (c.run if by_run else 0, *_rank(c), order.index(_place(c, settings))))
 
 
 def _with_failures(spec: Spec, candidates: list[Candidate], limits: list[Limit], room: PodRoom, settings: Mapping[str, str]) -> Prediction:
     """Return the prediction where a quota fails tasks at once: each failure frees its place for the next, until none waits."""
-    if any(executor_of(group, settings) != KUBERNETES for group in spec.groups):
+    if any(executor_of(candidate.group, settings) != KUBERNETES for candidate in candidates):
         raise LabError(
             "How many tasks a quota fails is known only where every task has a pod.",
             "set kubernetes_executor.task_publish_max_retries=-1, or give the probe no other executor",
@@ -215,7 +237,8 @@ def _parallelism(settings: Mapping[str, str]) -> list[Limit]:
 
 
 def _require_certainty(sent: Sequence[Candidate], workers: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> None:
-    least, most = outcomes(Counter(queue_of(candidate, settings) for candidate in sent), capacities(workers, settings))
+    in_queues = Counter(queue_of(candidate, settings) for candidate in sent if executor_of(candidate.group, settings) == CELERY)
+    least, most = outcomes(in_queues, capacities(workers, settings))
     if least != most:
         raise LabError(
             f"Between {least} and {most} tasks will run: it depends on chance which worker takes which message first.",

@@ -66,17 +66,19 @@ def draw_cells(seed: int, count: int, variant_settings: dict[str, str]) -> list[
     groups = max(1, -(-count // CELLS_PER_PARALLELISM))
     values = sorted(rng.sample(PARALLELISM_CHOICES, min(groups, len(PARALLELISM_CHOICES))))
     celery = CELERY in executors(variant_settings)
-    fleets = [_draw_workers(rng) if celery else () for _ in values]
+    # Beside pods, a worker must not be called like a node.
+    prefix = "worker" if len(executors(variant_settings)) == 1 else "celery"
+    fleets = [_draw_workers(rng, prefix) if celery else () for _ in values]
     chosen = [number * len(values) // count for number in range(count)]
     cells = [_draw(rng, number, values[i], fleets[i], variant_settings) for number, i in enumerate(chosen)]
     return [replace(cell, number=number) for number, cell in enumerate(cells, 1)]
 
 
-def _draw_workers(rng: random.Random) -> tuple[Worker, ...]:
+def _draw_workers(rng: random.Random, prefix: str) -> tuple[Worker, ...]:
     """Return one to three workers on one queue, or on two that they share in part or not at all."""
     served = rng.choice((((DEFAULT_QUEUE,),) * 3, (("light",), ("heavy",), ("light",)), (("light",), ("light", "heavy"), ("heavy",))))
     count = rng.choice((1, 2, 3)) if served[0] == (DEFAULT_QUEUE,) else 3
-    return tuple(Worker(f"worker-{n + 1}", rng.choice((1, 2, 3)), served[n]) for n in range(count))
+    return tuple(Worker(f"{prefix}-{n + 1}", rng.choice((1, 2, 3)), served[n]) for n in range(count))
 
 
 def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Worker, ...], variant_settings: dict[str, str]) -> Cell:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from labs import progress, services, timeline
 from labs.airflow_api import AirflowApi
 from labs.checks import Plateau
 from labs.errors import LabError
-from labs.executors import CELERY, executor_of
+from labs.executors import CELERY, COUNTING, LOCAL, executor_of, executors
 from labs.installation import Installation
 from labs.services import Watcher
 from labs.spec import Spec, as_dict
@@ -102,8 +103,7 @@ class Probe:
         self._watch = watcher.require_alive
         self._on_fault, self._on_collect = on_fault, on_collect
         self._tolerance_s = installation.clock_tolerance_s
-        # Workers or pods may have a task in hand; the LocalExecutor's workers say what they do by their titles only.
-        self._workers_answer = bool(installation.broker or installation.kubernetes)
+        self._workers_answer = all_can_be_asked(installation)
         self.broker: list[tuple[float, dict[str, int]]] = []
 
     def __enter__(self) -> Probe:
@@ -255,6 +255,16 @@ class Probe:
         first = self.spec.groups[0]
         kinds = "/".join(sorted({group.kind for group in self.spec.groups}))
         return f"probe {self.spec.name} ({self.spec.task_count} {kinds} tasks{f' of {first.seconds:g} s' if first.seconds else ''})"
+
+
+def all_can_be_asked(installation: Installation) -> bool:
+    """Return whether all executors can be asked what they have in hand.
+
+    Celery's workers and Kubernetes can; the LocalExecutor's processes say it by their titles, which only Linux has.
+    """
+    names = executors(installation.settings)
+    titled = installation.target != "local" or sys.platform == "linux"
+    return any(name in COUNTING for name in names) and (LOCAL not in names or titled)
 
 
 class PlateauWatcher:

@@ -49,13 +49,12 @@ class Bench:
             return list(self.installation.kubernetes["task_nodes"])
         return [node["name"] for node in self.installation.nodes if "control" in node["roles"]]
 
-    def executor_at(self, host: str) -> str:
-        """Return the executor whose tasks write down this host now; empty if there is none, or if several do."""
+    def executor_at(self, host: str) -> str | None:
+        """Return the executor whose tasks write down this host now; None if there is none, or if it may be several."""
         # A machine may call itself anything; nodes go by the names of the machine table.
-        names = {host} if len(self.installation.nodes) > 1 else {self.installation.node_of(host)}
-        by_worker = executors.CELERY in self.executors and host in self.hosts_of(executors.CELERY)
-        found = [executors.CELERY] if by_worker else [name for name in self.executors if names & set(self.hosts_of(name))]
-        return found[0] if len(found) == 1 else ""
+        name = host if len(self.installation.nodes) > 1 or host in self.hosts_of(executors.CELERY) else self.installation.node_of(host)
+        found = [executor for executor in self.executors if name in self.hosts_of(executor)]
+        return found[0] if len(found) == 1 else None
 
     @functools.cached_property
     def sandbox(self) -> Sandbox:
@@ -174,8 +173,11 @@ class Bench:
         Raises LabError unless the probe has had one try of one task, and on an Airflow without Celery.
         """
         attempts = task.collect()
-        if len(attempts) != 1 or not self.installation.broker:
-            raise LabError("Only the path of a single task on a Celery variant can be followed.", 'run a probe with {"tasks": 1}')
+        if len(attempts) != 1 or (attempts[0].executor or self.executors[0]) != executors.CELERY:
+            raise LabError(
+                "Only the path of a single task of the CeleryExecutor can be followed.",
+                'on a variant with Celery, run a probe with {"tasks": 1, "executor": "CeleryExecutor"}',
+            )
         if attempts[0].state != "success":
             raise LabError(
                 f"The task of {task.dag_id} is {attempts[0].state or 'not scheduled yet'}; only one that succeeded has gone the whole way.",

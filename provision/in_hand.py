@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 WORKER_TITLE, IDLE = "airflow worker -- LocalExecutor", "<idle>"
 
 
-def busy_local_workers(titles: Iterable[str], titled: bool = True) -> int | None:
+def busy_local_workers(titles: Iterable[str]) -> int | None:
     """Return how many of the LocalExecutor's worker processes have a task in hand, by the titles of the scheduler's processes.
 
-    It starts them with the first task that it gets. None if there is none and they would not be `titled` anyway.
+    None where none of them is such a process: Linux forks all of them at the scheduler's start, elsewhere they have no titles.
     """
     workers = [title for title in titles if title.startswith(WORKER_TITLE)]
-    return sum(IDLE not in title for title in workers) if workers or titled else None
+    return sum(IDLE not in title for title in workers) if workers else None
 
 
 def total_in_hand(executor: str, ways: Mapping[str, Callable[[], int | None]]) -> int | None:

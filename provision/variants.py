@@ -255,17 +255,19 @@ def wanted(
     """Return a checked request; broker, workers and Kubernetes are the variant's own unless they are given.
 
     With `ha` there are two API servers behind HAProxy and a second scheduler. Raises UsageError for an unknown
-    variant, broker, distribution or source of DAGs; for workers, a broker or `ha` where there is no Celery; and for
+    variant, broker, distribution or source of DAGs; for workers or a broker where there is no Celery; for `ha` where
+    there is anything but Celery; and for
     options of Kubernetes where there is none.
     """
     chosen = variant_named(variant)
     cluster = _checked_options(chosen, kubernetes)
+    if ha and chosen.executor != "CeleryExecutor":
+        # Each scheduler would have a LocalExecutor of its own, and the credentials for Kubernetes are on one node.
+        raise UsageError(
+            f"The variant {variant} runs tasks beside its one scheduler, or in pods that this one makes; a second one needs Celery alone.",
+            "fab install celery --ha --target vagrant",
+        )
     if not chosen.uses_celery:
-        if ha:
-            raise UsageError(
-                f"The variant {variant} runs its tasks beside its one scheduler; a second one needs Celery.",
-                "fab install celery --ha --target vagrant",
-            )
         if broker or workers is not None:
             raise UsageError(f"The variant {variant} has neither a broker nor workers.", "fab install celery")
         return Wanted(chosen, dict(changes or {}), kubernetes=cluster)

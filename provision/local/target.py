@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,8 +156,7 @@ class LocalTarget:
         if installed is None or scheduler is None:
             return None
         ways = {
-            # Titles of processes can be set on Linux alone.
-            "LocalExecutor": lambda: busy_local_workers(titles_below(scheduler), titled=sys.platform == "linux"),
+            "LocalExecutor": lambda: busy_local_workers(titles_below(scheduler)),
             "CeleryExecutor": self._celery.tasks_in_hand,
         }
         return total_in_hand(installed["executor"], ways)
