@@ -82,14 +82,14 @@ def _draw_workers(rng: random.Random, prefix: str) -> tuple[Worker, ...]:
 
 
 def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Worker, ...], variant_settings: dict[str, str]) -> Cell:
-    listed = executors(variant_settings)
-    in_pods = KUBERNETES in listed
+    names = executors(variant_settings)
+    in_pods = KUBERNETES in names
     while True:
         quota = rng.choice((None, None, 1, 2, 3, 5)) if in_pods else None
         # Runs become ready one by one; that must not decide which executor's tasks come first.
-        runs = 1 if len(listed) > 1 else rng.choice((1, 1, 1, 2, 3))
+        runs = 1 if len(names) > 1 else rng.choice((1, 1, 1, 2, 3))
         # The executor whose tasks the scheduler sees first comes first.
-        order = rng.sample(listed, len(listed)) if len(listed) > 1 else []
+        order = rng.sample(names, len(names)) if len(names) > 1 else []
         group: dict[str, Any] = {"pool": POOL, "pool_slots": rng.choice((1, 1, 1, 2, 3)), "mapped": rng.random() < 0.4}
         dag = {
             "name": "matrix",
@@ -110,7 +110,10 @@ def _draw(rng: random.Random, number: int, parallelism: int, workers: tuple[Work
             spec = _probe(dag, group, workers, order, most + SURPLUS)
             limits.predict(spec, settings, {POOL: slots}, listed, room)
         except LabError:
-            # Workers that share a queue: it would depend on chance who takes which task.
+            # Workers that share a queue, tasks without an order: chance would decide.
+            continue
+        if not most:
+            # A task that wants more slots than its pool has waits for ever.
             continue
         return Cell(number, parallelism, slots, spec, workers, quota, in_pods)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from labs.limits import predict
 from labs.matrix import POOL, draw_cells
 from labs.pod_limits import PodRoom
@@ -18,3 +20,11 @@ def test_cells_in_pods_vary_the_quota_and_have_refused_pods_tried_again():
         prediction = predict(cell.spec, {**settings, **cell.settings}, {POOL: cell.slots}, room=room)
         assert not prediction.exhausted
         assert cell.quota is None or prediction.peak <= cell.quota
+
+
+@pytest.mark.parametrize("name", ["postgres", "celery", "kubernetes", "local-celery", "multiple"])
+def test_every_cell_ends(name):
+    """A task that wants more slots than its pool has would wait for ever."""
+    for seed in range(8):
+        for cell in draw_cells(seed, 12, variant_named(name).effective_settings({})):
+            assert all(group.pool_slots <= cell.slots for group in cell.spec.groups)
