@@ -116,7 +116,9 @@ class Probe:
                 with contextlib.suppress(LabError):
                     self._on_fault(self.dag_id, error, self.collect())
         finally:
-            self.remove()
+            # What broke may be what removing needs; why it broke is what has to be told. The next lab removes what is left.
+            with contextlib.suppress(LabError, ProvisionError) if error else contextlib.nullcontext():
+                self.remove()
 
     @property
     def holding(self) -> bool:
@@ -239,17 +241,17 @@ class Probe:
         )
 
     def remove(self) -> None:
-        """Open the gate, end what still runs, and take DAG, spec and gate away; safe to repeat."""
-        try:
+        """Open the gate, end what still runs, and take DAG, spec and gate away; safe to repeat. One step that fails keeps none back."""
+        with contextlib.ExitStack() as steps:
+            # The last one is the first to be taken.
+            if self.spec.holds:
+                steps.callback(self._api.delete_variable, self.gate)
+            steps.callback(self._api.delete_dag, self.dag_id)
+            steps.callback(self._watcher.remove_waiting_pods, self.dag_id)
+            steps.callback(self._watcher.remove_spec, self.dag_id)
             if self.run_ids:
                 release_dag(self._api, self.dag_id, self.gate if self.spec.holds else None)
                 self.released = self.released or (time.time() if self.spec.holds else None)
-        finally:
-            self._watcher.remove_spec(self.dag_id)
-        self._watcher.remove_waiting_pods(self.dag_id)
-        self._api.delete_dag(self.dag_id)
-        if self.spec.holds:
-            self._api.delete_variable(self.gate)
 
     def _words(self) -> str:
         first = self.spec.groups[0]

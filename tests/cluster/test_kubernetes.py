@@ -10,8 +10,11 @@ import pytest
 from labs import services, timeline
 from labs.installation import read_installation
 from labs.notebook import Bench
+from labs.probe import Probe
+from labs.spec import parse
 from labs.waiting import wait_for
 from provision import secret_store
+from provision.errors import ProvisionError
 from provision.kube import git
 from provision.kube.artifacts import VARIABLE
 from provision.kube.dag_image import listed_images
@@ -86,6 +89,25 @@ def test_a_task_is_one_pod_that_goes_when_it_ends_and_leaves_its_log(target):
         for row in bench.api.task_instances(probe.dag_id):
             log = "\n".join(bench.api.log(row))
             assert "This hold task worked" in log
+
+
+def test_a_cluster_that_ends_in_the_middle_of_a_run_is_named_and_every_task_is_accounted_for(target):
+    target.install(asked())
+    bench, told = bench_of(target), []
+    probe = Probe(
+        bench.installation, bench.api, parse({"tasks": 4, "max_active_tasks": 3}), services.Watcher(bench.installation),
+        on_fault=lambda dag, error, attempts: told.append(timeline.states(attempts)),
+    )  # fmt: skip
+    with pytest.raises(ProvisionError, match="k3s-control on control ended"), probe:
+        probe.deliver()
+        probe.trigger()
+        assert probe.hold().running == 3
+        on_node(target, "control", "systemctl", "stop", "airflow-k3s-control.service")
+        probe.hold()
+    assert told == [{"running": 3, "scheduled": 1}]
+    assert bench.api.dag(probe.dag_id) is None
+    assert ("start", "k3s-control") in actions(target.install(asked()))
+    assert succeed(target) <= WORKERS
 
 
 def test_an_image_that_is_missing_on_one_node_is_imported_there_again(target):
