@@ -98,12 +98,17 @@ def test_a_cluster_that_ends_in_the_middle_of_a_run_is_named_and_every_task_is_a
         bench.installation, bench.api, parse({"tasks": 4, "max_active_tasks": 3}), services.Watcher(bench.installation),
         on_fault=lambda dag, error, attempts: told.append(timeline.states(attempts)),
     )  # fmt: skip
-    with pytest.raises(ProvisionError, match="k3s-control on control ended"), probe:
-        probe.deliver()
-        probe.trigger()
-        assert probe.hold().running == 3
-        on_node(target, "control", "systemctl", "stop", "airflow-k3s-control.service")
-        probe.hold()
+
+    def broken_in_the_middle():
+        with probe:
+            probe.deliver()
+            probe.trigger()
+            assert probe.hold().running == 3
+            on_node(target, "control", "systemctl", "stop", "airflow-k3s-control.service")
+            probe.hold()
+
+    with pytest.raises(ProvisionError, match="k3s-control on control ended"):
+        broken_in_the_middle()
     assert told == [{"running": 3, "scheduled": 1}]
     assert bench.api.dag(probe.dag_id) is None
     assert ("start", "k3s-control") in actions(target.install(asked()))
