@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from labs.installation import Installation, read_installation
 from labs.pod_limits import PodRoom, pods_on
+from provision.errors import ProvisionError
 from provision.home import LabHome, lab_home
 from provision.kube.client import Cluster, cluster_at, quantity
 from provision.target import ProcessInfo, Target, open_target
@@ -19,6 +20,7 @@ from provision.variants import wanted, wanted_again
 from provision.workers import listed_workers
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 WATCH_EVERY_S = 1.0
 TARGET_FILE = "target"
 # The one quota that labs make.
@@ -213,11 +215,19 @@ class Watcher:
 
     def tasks_in_hand(self) -> int | None:
         """Return how many tasks the executor's workers have taken, started or not; None if that cannot be told."""
-        return self._place.tasks_in_hand()
+        return self._asked(self._place.tasks_in_hand)
 
     def messages_waiting(self, also: Iterable[str] = ()) -> dict[str, int]:
         """Return how many task messages wait in the broker, by queue that a worker serves or that `also` names; empty without one."""
-        return self._place.messages_waiting(also)
+        return self._asked(lambda: self._place.messages_waiting(also))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        try:
+            return question()
+        except ProvisionError:
+            # Which service has ended says more than that nobody answers.
+            self._place.require_alive()
+            raise
 
 
 def destroy_throwaways(report: Report) -> None:
