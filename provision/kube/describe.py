@@ -94,7 +94,7 @@ def _artifacts(
         folder = Path(remembered)
         report(f"using {distribution.title} from {folder}, as named before; pinned is {version}")
     else:
-        folder, downloaded = artifacts.download(home, distribution, machine, report), True
+        folder, downloaded = artifacts.download(home, distribution, machine, report, asked.variant.name), True
         report(f"using {distribution.title} {version}, as pinned")
     found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", downloaded)
     if named:

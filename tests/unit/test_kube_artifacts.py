@@ -273,6 +273,9 @@ def test_without_a_network_the_error_says_where_files_may_come_from(monkeypatch)
         download(lab_home(), K3S, "x86_64", lambda text: None)
     assert "fab install kubernetes --distribution k3s --artifacts DIR" in failed.value.hint
     assert_only_whole_files()
+    with pytest.raises(ProvisionError, match="cannot be downloaded") as failed:
+        download(lab_home(), K3S, "x86_64", lambda text: None, "multiple")
+    assert "fab install multiple --distribution k3s --artifacts DIR" in failed.value.hint
 
 
 def assert_only_whole_files() -> None:
@@ -376,6 +379,84 @@ def test_a_program_that_lost_its_ending_is_compared_with_that_of_its_architectur
     (tmp_path / "k3s" / "k3s").write_bytes(b"damaged")
     with pytest.raises(ProvisionError, match="is not what is pinned"):
         found(tmp_path / "k3s", machine="aarch64")
+
+
+# Of both distributions: a program that is pinned, and images that only the list names.
+VOUCHED = [
+    (K3S, {"k3s": b"the program", "k3s-airgap-images-amd64.tar.gz": b"the images"}),
+    (RKE2, {"rke2.linux-amd64.tar.gz": b"archive", "rke2-images.linux-amd64.tar.zst": b"the images"}),
+]
+every_vouched = pytest.mark.parametrize(("distribution", "files"), VOUCHED, ids=["k3s", "rke2"])
+
+
+def pin(releases: type[Releases], files: dict[str, bytes]) -> str:
+    """Pin the program of a release and its list, as provision/pins.toml does; return the name of its images."""
+    program, images = files
+    text = (listed(files) + f"{'0' * 64}  something-else\n").encode()
+    releases.pinned.clear()
+    releases.pinned.update({program: sha256(files[program]), "sha256sum-amd64.txt": sha256(text)})
+    releases.files = files | {"sha256sum-amd64.txt": text}
+    return images
+
+
+@every_vouched
+def test_beside_a_pinned_program_images_need_the_list_that_is_pinned(tmp_path, releases, distribution, files):
+    images = pin(releases, files)
+    folder = put(tmp_path / "here", files)
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder / images}: ") as refused:
+        found(folder, distribution)
+    release = f"{distribution.title} {pins()[distribution.name]['version']}"
+    assert release in refused.value.message
+    assert f"put sha256sum-amd64.txt of {release} into {folder}, or if you know" in refused.value.hint
+    assert "docs/contributor.md" in refused.value.hint
+    put(folder, {"sha256sum-amd64.txt": releases.files["sha256sum-amd64.txt"]})
+    assert len(found(folder, distribution).files) == 2
+
+
+@every_vouched
+@pytest.mark.parametrize("has_list", [True, False], ids=["with the list", "without it"])
+def test_beside_a_pinned_program_images_of_another_release_are_refused(tmp_path, releases, distribution, files, has_list):
+    images = pin(releases, files)
+    there = {name: releases.files[name] for name in releases.files if has_list or name in files}
+    folder = put(tmp_path / "here", there | {images: b"of another release"})
+    said = "is not what its release lists" if has_list else "Nothing vouches for"
+    with pytest.raises(ProvisionError, match=said) as refused:
+        found(folder, distribution)
+    assert str(folder / images) in refused.value.message
+
+
+@every_vouched
+def test_a_list_that_is_not_the_pinned_one_vouches_for_nothing(tmp_path, releases, distribution, files):
+    images = pin(releases, files)
+    other = files | {images: b"of another release"}
+    folder = put(tmp_path / "here", other, other)
+    with pytest.raises(ProvisionError, match=f"{folder / 'sha256sum-amd64.txt'} is not what is pinned") as refused:
+        found(folder, distribution)
+    assert releases.pinned["sha256sum-amd64.txt"] in refused.value.message
+
+
+def test_a_list_of_which_nothing_is_pinned_vouches_for_nothing_and_pinned_images_are_named(tmp_path, releases):
+    files = {"k3s-arm64": b"for arm", "k3s-airgap-images-arm64.tar": b"images for arm"}
+    releases.pinned |= {"k3s-arm64": sha256(b"for arm"), "k3s-airgap-images-arm64.tar.zst": "0" * 64}
+    folder = put(tmp_path / "k3s", files, files, arch="arm64")
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder}/k3s-airgap-images-arm64.tar:") as refused:
+        found(folder, machine="aarch64")
+    assert refused.value.hint.startswith(f"put k3s-airgap-images-arm64.tar.zst of K3s {VERSION} there in its place, or if you know")
+
+
+def test_a_pinned_list_makes_a_folder_one_of_the_pinned_release(tmp_path, pinned):
+    del pinned.pinned["k3s"]
+    list_of_images = listed({IMAGES: FILES[IMAGES]}).encode()
+    pinned.pinned |= {"sha256sum-amd64.txt": sha256(list_of_images)}
+    folder = put(tmp_path / "k3s", {"k3s": b"another program", "sha256sum-amd64.txt": list_of_images})
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder}/k3s:") as refused:
+        found(folder)
+    assert refused.value.hint == f"if you know that it is of K3s {VERSION}, pin it as docs/contributor.md says"
+
+
+def test_a_configuration_of_containerd_needs_nobody_to_vouch_for_it(tmp_path, pinned):
+    folder = put(tmp_path / "k3s", FILES | {"config.toml.tmpl": b"template"})
+    assert len(found(folder).files) == 3
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
