@@ -6,7 +6,9 @@ import hashlib
 import http.server
 import re
 import shutil
+import subprocess
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from provision.errors import ProvisionError
-from provision.home import lab_home
+from provision.home import REPOSITORY, lab_home
 from provision.kube import artifacts, describe
 from provision.kube.artifacts import Artifacts, architecture, checksum, download, find
 from provision.kube.distributions import DISTRIBUTIONS
@@ -465,6 +467,34 @@ def test_what_is_pinned_are_checksums_of_files_that_would_be_downloaded(name):
     for file, value in pins()[name]["sha256"].items():
         assert file in known
         assert re.fullmatch("[0-9a-f]{64}", value), file
+
+
+def printed_table(server: str) -> dict[str, str]:
+    """Return the table that the command in docs/contributor.md prints of a release."""
+    text = (REPOSITORY / "docs" / "contributor.md").read_text().partition("## Pinned releases")[2]
+    first, _, command = re.search(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)[1].partition("\n")
+    assert first.startswith("release=https://github.com/")
+    done = subprocess.run(["bash", "-c", f"release={server}\n{command}"], capture_output=True, text=True, check=True)
+    return tomllib.loads(done.stdout)
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("sha256sum")), reason="the command needs curl and sha256sum")
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_the_documented_command_prints_pins_a_whole_release(releases, name):
+    distribution, wanted = DISTRIBUTIONS[name], set()
+    for arch in ("amd64", "arm64"):
+        chosen = [choices[0] for role, choices in artifacts.names(distribution, arch).items() if role != "sums"]
+        others = [f"{name}-images-core.linux-{arch}.tar.zst", f"{name}-airgap-images-{arch}.tar.gz", f"{name}-windows-{arch}.exe"]
+        files = {file: file.encode() for file in (*chosen, *others)}
+        releases.files |= files | {f"sha256sum-{arch}.txt": listed(files).encode()}
+        wanted |= {*chosen, f"sha256sum-{arch}.txt"}
+    # What is left of the release before.
+    releases.pinned |= dict.fromkeys(wanted, "0" * 64)
+    releases.pinned |= printed_table(artifacts.pins()[name]["releases"])
+    assert releases.pinned == {file: sha256(releases.files[file]) for file in wanted}
+    for machine in ("x86_64", "aarch64"):
+        folder = download(lab_home(), distribution, machine, lambda text: None)
+        assert len(find(folder, distribution, machine, folder.parent / "checksums.json", downloaded=True).files) == 2
 
 
 # -- which folder -------------------------------------------------------------------------------------
