@@ -10,6 +10,7 @@ from cluster_samples import ALONE, CLUSTER, ENVIRONMENT, blank, kubernetes
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.kube.describe import airflow_mib, described, lab_kubeconfig
+from provision.kube.distributions import DISTRIBUTIONS, require_memory
 from provision.nodes.layout import Layout
 from provision.topology import Cluster
 from provision.variants import wanted
@@ -33,6 +34,12 @@ THREE_AND_RANGE = [Worker("worker-2", 3), Worker("celery-1", 4, at_least=1)]
 )
 def test_celery_wants_memory_where_its_services_and_workers_are(asked, cluster, expected):
     assert airflow_mib(asked, cluster) == expected
+
+
+@pytest.mark.parametrize("variant", ["kubernetes", "multiple"])
+def test_the_machine_table_is_enough_for_k3s_with_and_without_celery(variant):
+    as_their_programs_see_them = {"control": 2900, "worker-1": 1900, "worker-2": 1900}
+    require_memory(DISTRIBUTIONS["k3s"], CLUSTER, as_their_programs_see_them, airflow_mib(wanted(variant), CLUSTER))
 
 
 def refusal(variant: str, memory: dict[str, int], cluster: Cluster = CLUSTER) -> str:
