@@ -169,12 +169,18 @@ def matrix(
 
 @app.command()
 def variants(
-    names: Annotated[list[str] | None, typer.Argument(help="Which variants; by default all that run on the target.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which variants, of one executor each; by default those of sqlite, postgres, celery and kubernetes that run on the target."
+        ),
+    ] = None,
     target: TargetOption = "local",
     as_json: Json = False,
 ) -> None:
-    """Run one probe on every variant and show peak, latency, makespan, CPU and memory side by side."""
+    """Run one probe on several variants and show peak, latency, makespan, CPU and memory side by side."""
     from labs import runner
+    from labs.side_by_side import require_one_executor
     from labs.watch import Watch
     from provision.target import TARGETS
     from provision.variants import SHOWN, require_target, variant_named
@@ -183,6 +189,7 @@ def variants(
         raise UsageError(f"Unknown target {target!r}.", f"choose one of: {', '.join(TARGETS)}")
     chosen = [variant_named(name) for name in names or SHOWN]
     for variant in chosen if names else ():
+        require_one_executor(variant, target)
         require_target(variant, target)
     with Watch() as watch:
         done = runner.run_side_by_side([variant.name for variant in chosen if target in variant.targets], target, watch)

@@ -12,9 +12,12 @@ from typing import Any
 from labs import checks, limits, plots, probe, results, services
 from labs.airflow_api import AirflowApi
 from labs.checks import Measurement
+from labs.errors import UsageError
+from labs.executors import executors
 from labs.installation import Installation
 from labs.spec import parse
 from labs.timeline import makespan
+from provision.variants import Variant
 
 PREFIX = "side-by-side-"
 # More than any variant runs at once, and no limit of the DAG's own.
@@ -38,6 +41,17 @@ class Column:
     cpu_s: float | None
     idle_mib: float | None
     task_mib: float | None
+
+
+def require_one_executor(variant: Variant, target: str) -> None:
+    """Raise UsageError for a variant with several executors: the probe names none, so the first would be shown for all of them."""
+    listed = executors(variant.effective_settings({}))
+    if len(listed) > 1:
+        where = target if target in variant.targets else variant.targets[0]
+        raise UsageError(
+            f"The variant {variant.name} has {len(listed)} executors, and the probe would run on one of them only, the {listed[0]}.",
+            f"labs run 11 --variant {variant.name}{'' if where == 'local' else f' --target {where}'}, which measures each of them",
+        )
 
 
 def measure(installation: Installation, report: Callable[[str], None]) -> list[Measurement]:

@@ -83,8 +83,9 @@ def find(folder: Path, distribution: Distribution, machine: str, cache: Path, do
     """Return the artifacts in a folder of the distribution's own air-gap layout, checked against its list of checksums if it has one.
 
     `cache` is a file that remembers checksums of files that have not changed. What was `downloaded` has to be in the
-    list, and to be what is pinned. A folder that somebody filled may hold another release: only if one of its files is
-    a pinned one, all of them have to be. Raises ProvisionError that names what to put where, or the file whose checksum is wrong.
+    list, and to be what is pinned. A folder that somebody filled may hold another release; but if one of its files is a
+    pinned one, each has to be pinned itself, or named by a list there that is as pinned. Raises ProvisionError that
+    names what to put where, or the file whose checksum is wrong, or that nothing vouches for.
     """
     arch = architecture(machine)
     wanted = names(distribution, arch)
@@ -102,36 +103,74 @@ def find(folder: Path, distribution: Distribution, machine: str, cache: Path, do
     seen = {path: checksum(path, cache) for path in there}
     # A program for arm64 may have lost its ending, and still is the release's one for arm64.
     released = {path: wanted[first][0] if role == first else path.name for path, role in there.items()}
-    _require_known(seen, released, distribution, list_file, cache, downloaded)
+    if downloaded:
+        _require_as_downloaded(seen, released, distribution, list_file, cache)
+    else:
+        _require_of_one_release(seen, released, distribution, wanted, list_file, cache)
     templates = [folder / name for name in TEMPLATES if (folder / name).is_file()]
     files = [Artifact(path, role, seen[path]) for path, role in there.items()]
     return Artifacts(distribution.name, (*files, *(Artifact(path, "template", checksum(path, cache)) for path in templates)))
 
 
-def _require_known(
+def _pinned(distribution: Distribution) -> tuple[dict[str, str], str]:
+    """Return the pinned checksums of a distribution by file name, and what its pinned release is called."""
+    known = pins()[distribution.name]
+    return known.get("sha256", {}), f"{distribution.title} {known['version']}"
+
+
+def _sums(list_file: Path | None) -> dict[str, str]:
+    return checksums.listed(list_file.read_text(errors="replace")) if list_file else {}
+
+
+def _require_as_downloaded(
+    seen: Mapping[Path, str], released: Mapping[Path, str], distribution: Distribution, list_file: Path | None, cache: Path
+) -> None:
+    """Raise ProvisionError for a file that is not what the release lists, or not what is pinned; `released` are the release's own names."""
+    (pinned, release), sums = _pinned(distribution), _sums(list_file)
+    if list_file:
+        checksums.require_list_as_pinned(list_file, checksum(list_file, cache), sums, pinned, release)
+    checksums.require_listed(list(seen), sums)
+    checksums.require_as_listed(seen, sums)
+    checksums.require_as_pinned(seen, released, pinned, release)
+
+
+def _require_of_one_release(
     seen: Mapping[Path, str],
     released: Mapping[Path, str],
     distribution: Distribution,
+    wanted: Mapping[str, tuple[str, ...]],
     list_file: Path | None,
     cache: Path,
-    downloaded: bool,
 ) -> None:
-    """Raise ProvisionError for a file that is neither what its release lists nor what is pinned; `released` are the release's own names."""
-    pinned, release = pins()[distribution.name].get("sha256", {}), f"{distribution.title} {pins()[distribution.name]['version']}"
-    sums = checksums.listed(list_file.read_text(errors="replace")) if list_file else {}
-    if downloaded:
-        if list_file:
-            checksums.require_list_as_pinned(list_file, checksum(list_file, cache), sums, pinned, release)
-        checksums.require_listed(list(seen), sums)
+    """Raise ProvisionError for a file that is not what the list beside it says or, beside a pinned file, that nothing vouches for."""
+    (pinned, release), sums = _pinned(distribution), _sums(list_file)
+    lists = {list_file: checksum(list_file, cache)} if list_file else {}
+    own_names = {**released, **{path: path.name for path in lists}}
+    if not any(pinned.get(own_names[path]) == sha256 for path, sha256 in {**seen, **lists}.items()):
+        checksums.require_as_listed(seen, sums)
+        return
+    # First of all: another list would blame the wrong file.
+    checksums.require_as_pinned(lists, own_names, pinned, release)
     checksums.require_as_listed(seen, sums)
-    if downloaded or any(pinned.get(released[path]) == sha256 for path, sha256 in seen.items()):
-        checksums.require_as_pinned(seen, released, pinned, release)
+    checksums.require_as_pinned(seen, released, pinned, release)
+    trusted = sums if any(path.name in pinned for path in lists) else {}
+    remedies = {path: _remedies(path, distribution, wanted, bool(trusted)) for path in seen}
+    checksums.require_vouched_for(seen, released, (pinned, trusted), release, remedies)
 
 
-def download(home: LabHome, distribution: Distribution, machine: str, report: Report) -> Path:
+def _remedies(path: Path, distribution: Distribution, wanted: Mapping[str, tuple[str, ...]], has_list: bool) -> list[str]:
+    """Return what may be done for a file that nothing vouches for, beside files of the pinned release."""
+    (pinned, release), (list_name,) = _pinned(distribution), wanted["sums"]
+    add_list = [] if has_list or list_name not in pinned else [f"put {list_name} of {release} into {path.parent}"]
+    if path.name not in wanted["images"]:
+        return add_list
+    return [*add_list, *(f"put {name} of {release} there in its place" for name in wanted["images"] if name in pinned)]
+
+
+def download(home: LabHome, distribution: Distribution, machine: str, report: Report, variant: str = "kubernetes") -> Path:
     """Return the folder of the pinned release, downloaded once; an interrupted download is begun again, file by file.
 
-    Raises ProvisionError, with what to put where instead, when the release cannot be reached.
+    Raises ProvisionError, with what to put where for this variant instead, when the release cannot be reached.
     """
     version, arch = pins()[distribution.name]["version"], architecture(machine)
     folder = home.shared / "artifacts" / f"{distribution.name}-{version}-{arch}"
@@ -144,11 +183,12 @@ def download(home: LabHome, distribution: Distribution, machine: str, report: Re
     for name in chosen:
         if not (folder / name).is_file():
             report(f"downloading {name} of {distribution.title} {version}")
-            _download(f"{pins()[distribution.name]['releases']}/{version.replace('+', '%2B')}/{name}", folder / name, distribution)
+            url = f"{pins()[distribution.name]['releases']}/{version.replace('+', '%2B')}/{name}"
+            _download(url, folder / name, f"fab install {variant} --distribution {distribution.name} --artifacts DIR --target vagrant")
     return folder
 
 
-def _download(url: str, path: Path, distribution: Distribution) -> None:
+def _download(url: str, path: Path, otherwise: str) -> None:
     part = path.with_name(path.name + ".part")
     try:
         trusted = certificates.bundle()
@@ -160,8 +200,7 @@ def _download(url: str, path: Path, distribution: Distribution) -> None:
         part.unlink(missing_ok=True)
         raise ProvisionError(
             f"{path.name} cannot be downloaded from {url}: {error}.",
-            f"download the release's files where there is internet, and name their folder: "
-            f"fab install kubernetes --distribution {distribution.name} --artifacts DIR --target vagrant",
+            f"download the release's files where there is internet, and name their folder: {otherwise}",
         ) from error
     part.replace(path)
 

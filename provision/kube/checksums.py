@@ -10,7 +10,10 @@ from provision.errors import ProvisionError
 
 SHA256 = re.compile("[0-9a-f]{64}")
 _ANEW = "remove it and download it again; what an install has downloaded itself, the same command downloads again"
-_NOT_INSTALLED = "do not install it; find out on the release's page why it changed, then pin it again as docs/contributor.md says"
+_NOT_INSTALLED = (
+    "do not install it; find out on the release's page why it changed, or whether provision/pins.toml got another version and kept the "
+    "old table; then pin it again as docs/contributor.md says"
+)
 
 
 def listed(text: str) -> dict[str, str]:
@@ -57,3 +60,23 @@ def require_as_pinned(seen: Mapping[Path, str], names: Mapping[Path, str], pins:
     for path, sha256 in seen.items():
         if (wanted := pins.get(names[path], sha256)) != sha256:
             raise ProvisionError(f"{path} is not what is pinned for {release}: its SHA-256 is {sha256}, pinned is {wanted}.", _ANEW)
+
+
+def require_vouched_for(
+    seen: Mapping[Path, str],
+    names: Mapping[Path, str],
+    vouching: Collection[Mapping[str, str]],
+    release: str,
+    remedies: Mapping[Path, Collection[str]],
+) -> None:
+    """Raise ProvisionError for a file beside a release's pinned ones whose checksum is in none of `vouching`.
+
+    These are the pins and, if it is as pinned itself, the list beside the files; `remedies` are what may be done for each file.
+    """
+    for path, sha256 in seen.items():
+        if not any(sums.get(names[path]) == sha256 for sums in vouching):
+            raise ProvisionError(
+                f"Nothing vouches for {path}: other files in its folder are those of {release}, and it is neither pinned itself "
+                "nor in a list of checksums there that is as pinned.",
+                ", or ".join([*remedies[path], f"if you know that it is of {release}, pin it as docs/contributor.md says"]),
+            )

@@ -15,6 +15,7 @@ from provision.kube.look import interfaces, look
 from provision.kube.manifests import PodSettings
 from provision.kube.rancher import Rancher
 from provision.kube.state import ClusterSeen, Kubernetes, image_reference
+from provision.nodes.desired import placed
 from provision.nodes.layout import API_PORT, Layout
 from provision.nodes.session import Nodes, Session
 from provision.pins import pins
@@ -23,6 +24,10 @@ from provision.variants import Wanted
 
 # What Airflow's services and PostgreSQL take of the control node.
 AIRFLOW_MIB = 1000
+# What Celery adds, about: measured with `fab workers`, which shows each worker, and `fab status`, which shows Flower and Redis.
+# That of RabbitMQ is estimated. A worker is its main process and one for each task that it runs at once.
+FLOWER_MIB, BROKER_MIB = 150, {"redis": 10, "rabbitmq": 150}
+WORKER_MIB, WORKER_PROCESS_MIB = 150, 150
 
 
 def described(
@@ -57,7 +62,7 @@ def described(
         git_url=git.url(cluster.control.address) if options.dags == "git" else "",
     )
     memory = nodes.each(lambda node: node.call("about")["memory_mib"])
-    require_memory(distribution, cluster, memory, AIRFLOW_MIB)
+    require_memory(distribution, cluster, memory, airflow_mib(asked, cluster))
     addresses = {node.name: node.address for node in cluster.nodes}
     seen = ClusterSeen(interfaces(addresses, nodes), host_key=_host_key(nodes[cluster.control.name]) if deploy_key else "")
     files = _artifacts(asked, distribution, machine, home, report)
@@ -65,6 +70,18 @@ def described(
         files = replace(files, files=(*files.files, *rancher.images))
     blank = Kubernetes(distribution, files, cluster, layout, seen, pods, environment, deploy_key, token, rancher)
     return replace(blank, seen=look(blank, nodes))
+
+
+def airflow_mib(asked: Wanted, cluster: Cluster) -> dict[str, int]:
+    """Return the memory in MiB that Airflow, its database and what belongs to Celery want, by node."""
+    needed = dict.fromkeys((node.name for node in cluster.nodes), 0)
+    needed[cluster.control.name] = AIRFLOW_MIB
+    if asked.variant.uses_celery:
+        needed[cluster.control.name] += FLOWER_MIB + BROKER_MIB[asked.broker]
+        where = placed(asked.workers, cluster)
+        for worker in asked.workers:
+            needed[where[worker.name]] += WORKER_MIB + WORKER_PROCESS_MIB * worker.concurrency
+    return needed
 
 
 def _host_key(control: Session) -> str:
@@ -94,7 +111,7 @@ def _artifacts(
         folder = Path(remembered)
         report(f"using {distribution.title} from {folder}, as named before; pinned is {version}")
     else:
-        folder, downloaded = artifacts.download(home, distribution, machine, report), True
+        folder, downloaded = artifacts.download(home, distribution, machine, report, asked.variant.name), True
         report(f"using {distribution.title} {version}, as pinned")
     found = artifacts.find(folder, distribution, machine, home.shared / "checksums.json", downloaded)
     if named:
@@ -112,9 +129,9 @@ def _remembered(memory: Path, version: str) -> str:
     return folder if pinned == version and Path(folder).is_dir() else ""
 
 
-def lab_kubeconfig(kubernetes: Kubernetes) -> str:
-    """Return the labs' own credentials for the cluster."""
+def lab_kubeconfig(kubernetes: Kubernetes, variant: str = "kubernetes") -> str:
+    """Return the labs' own credentials for the cluster; raises ProvisionError that says how to install its variant again."""
     token = kubernetes.seen.accounts.get(manifests.LAB_ACCOUNT)
     if not token:
-        raise ProvisionError("The cluster has no credentials for the labs.", "fab install kubernetes --target vagrant")
+        raise ProvisionError("The cluster has no credentials for the labs.", f"fab install {variant} --target vagrant")
     return manifests.kubeconfig(kubernetes.api_url, kubernetes.seen.authority, manifests.LAB_ACCOUNT, token, manifests.LAB_NAMESPACE)

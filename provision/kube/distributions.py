@@ -177,20 +177,22 @@ def canal_manifest(interface: str) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def require_memory(distribution: Distribution, cluster: Cluster, memory_mib: Mapping[str, int], airflow_mib: int) -> None:
+def require_memory(distribution: Distribution, cluster: Cluster, memory_mib: Mapping[str, int], airflow_mib: Mapping[str, int]) -> None:
     """Raise UsageError that names the nodes with less memory (`memory_mib`, by name) than the distribution wants.
 
-    `airflow_mib` is what Airflow's services on the control node want on top.
+    `airflow_mib` is what Airflow wants on top, by name, too: on worker nodes, what Celery workers do.
     """
-    short = []
+    short, workers = [], ""
     for node in cluster.nodes:
-        least = distribution.server_mib + airflow_mib if node == cluster.control else distribution.agent_mib
+        least = (distribution.server_mib if node == cluster.control else distribution.agent_mib) + airflow_mib[node.name]
         # A machine of 3 GiB shows a tenth less to its programs.
         if memory_mib[node.name] < least * 0.9:
             short.append(f"{node.name} has {memory_mib[node.name]} MiB, {least} are wanted")
+            if node != cluster.control and airflow_mib[node.name]:
+                workers = ", or ask for fewer Celery workers or smaller ones"
     if short:
         other = "" if distribution.name == "k3s" else ", or --distribution k3s, which needs less"
         raise UsageError(
             f"There is too little memory for {distribution.title}: {'; '.join(short)}.",
-            f"raise memory_mib in the machine table, then fab destroy --target vagrant and fab up{other}",
+            f"raise memory_mib in the machine table, then fab destroy --target vagrant and fab up{other}{workers}",
         )

@@ -119,8 +119,11 @@ def from_folder(folder: Path, distribution: str, cluster: Cluster, cache: Path) 
     return Rancher(distribution, cluster.control.name, found, images)
 
 
-def require_machine(node: Node, memory_mib: int, cores: int, table: Path) -> None:
-    """Raise UsageError if the control node has less memory or fewer cores than Rancher's documentation asks for, with the line to change."""
+def require_machine(node: Node, memory_mib: int, cores: int, table: Path, variant: str = "kubernetes") -> None:
+    """Raise UsageError if the control node has less memory or fewer cores than Rancher's documentation asks for.
+
+    It says which line to change, and that `variant`, the one that is installed, has to be installed again then.
+    """
     short = []
     # A machine of 16 GiB shows a tenth less to its programs.
     if memory_mib < LEAST_MEMORY_MIB * 0.9:
@@ -131,7 +134,7 @@ def require_machine(node: Node, memory_mib: int, cores: int, table: Path) -> Non
         raise UsageError(
             f"The control node is too small for Rancher: {'; '.join(short)}.",
             f"in {table}{_line_of(node, table.read_text())}, give {node.name} memory_mib: {LEAST_MEMORY_MIB} and cpus: {LEAST_CORES}; "
-            "then fab destroy --target vagrant, fab up, fab install kubernetes --target vagrant and this again",
+            f"then fab destroy --target vagrant, fab up, fab install {variant} --target vagrant and this again",
         )
 
 
@@ -141,16 +144,19 @@ def _line_of(node: Node, text: str) -> str:
     return next((f", line {number}" for number, line in enumerate(text.splitlines(), start=1) if name.search(line)), "")
 
 
-def require_supported(version: str) -> None:
-    """Raise ProvisionError for a Kubernetes ("v1.36.4+k3s1") that the pinned Rancher does not support, or that does not answer (empty)."""
+def require_supported(version: str, variant: str = "kubernetes") -> None:
+    """Raise ProvisionError for a Kubernetes ("v1.36.4+k3s1") that the pinned Rancher does not support, or that does not answer (empty).
+
+    It says how to install `variant` again, the one that is installed.
+    """
     least, most = pins()[NAME]["kubernetes"]
     if not version:
-        raise ProvisionError("Kubernetes does not answer on the control node.", "fab install kubernetes --target vagrant, then this again")
+        raise ProvisionError("Kubernetes does not answer on the control node.", f"fab install {variant} --target vagrant, then this again")
     numbers = _numbers(version)
     if not _numbers(least) <= numbers <= _numbers(most):
         raise ProvisionError(
             f"Rancher {pins()[NAME]['version']} supports Kubernetes {least} to {most}, and the cluster has {version}.",
-            "fab install kubernetes --target vagrant --artifacts DIR, with a release in DIR that is supported; then this again",
+            f"fab install {variant} --target vagrant --artifacts DIR, with a release in DIR that is supported; then this again",
         )
 
 

@@ -12,6 +12,7 @@ from labs import catalog, runner
 from labs.cli import app
 from labs.errors import UsageError
 from labs.runner import Run
+from provision.variants import SHOWN
 
 
 @pytest.fixture
@@ -70,3 +71,62 @@ def test_a_variant_chooses_its_labs(run):
     given, _ = run("--variant", "kubernetes", "--target", "vagrant")
     assert set(given["labs"]) >= {"09-kubernetes-in-an-hour"}
     assert all("kubernetes" in lab.variants for lab in ALL if lab.name in given["labs"])
+
+
+# -- labs variants --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variants(monkeypatch, tmp_path: Path):
+    """Return a function that calls `labs variants` with a runner that measures nothing, and returns which variants it was given."""
+    given: list[str] = []
+
+    def run_side_by_side(names, target, watch):
+        given.extend(names)
+        return Run(tmp_path, (), tmp_path)
+
+    monkeypatch.setattr(runner, "run_side_by_side", run_side_by_side)
+
+    def call(*arguments: str) -> list[str]:
+        given.clear()
+        done = CliRunner().invoke(app, ["variants", "--json", *arguments])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return given
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "measured"),
+    [
+        ((), ["sqlite", "postgres", "celery"]),
+        (("--target", "vagrant"), ["sqlite", "postgres", "celery", "kubernetes"]),
+        (("celery", "standalone"), ["celery", "standalone"]),
+    ],
+)
+def test_variants_are_those_that_are_named_or_those_shown_that_run_on_the_target(variants, arguments, measured):
+    assert variants(*arguments) == measured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count", "command"),
+    [
+        (("local-celery",), 2, "labs run 11 --variant local-celery,"),
+        (("sqlite", "local-celery", "--target", "vagrant"), 2, "labs run 11 --variant local-celery --target vagrant,"),
+        # Not that this target lacks it: on the other one it would be refused as well.
+        (("multiple",), 3, "labs run 11 --variant multiple --target vagrant,"),
+    ],
+)
+def test_a_variant_with_several_executors_is_not_measured_as_one(variants, arguments, count, command):
+    with pytest.raises(
+        UsageError, match=f"has {count} executors, and the probe would run on one of them only, the LocalExecutor"
+    ) as refused:
+        variants(*arguments)
+    assert refused.value.hint.startswith(command)
+    assert variants("postgres") == ["postgres"]
+
+
+def test_the_help_of_labs_variants_names_those_that_are_shown_by_default(variants):
+    said = " ".join(CliRunner().invoke(app, ["variants", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    assert f"by default those of {', '.join(SHOWN[:-1])} and {SHOWN[-1]} that run on the target" in said

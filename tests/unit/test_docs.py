@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from cluster_samples import CLUSTER
 from invoke import Collection
 from invoke.exceptions import ParseError
 from invoke.parser import Parser
@@ -24,9 +25,11 @@ from labs.spec import KINDS, MOST_TASKS, Group, Spec, parse
 from provision import tasks
 from provision.home import HOME_VARIABLE, REPOSITORY
 from provision.kube import rancher
+from provision.kube.describe import airflow_mib
+from provision.kube.distributions import DISTRIBUTIONS
 from provision.local.ports import PORT_VARIABLES
 from provision.pins import pins
-from provision.variants import TUNED, VARIANTS
+from provision.variants import TUNED, VARIANTS, wanted
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 README = (REPOSITORY / "README.md").read_text()
@@ -307,3 +310,19 @@ def test_the_reference_says_what_rancher_wants_and_which_charts_it_takes():
     assert f"| {rancher.LEAST_MEMORY_MIB} MiB and {rancher.LEAST_CORES}," in text
     assert f"{' to '.join(pins()['rancher']['kubernetes'])}, for the pinned Rancher {pins()['rancher']['version']}" in text
     assert all(f"`{chart.file}`" in text for chart in rancher.pinned_charts())
+
+
+def test_the_reference_says_where_every_variant_runs():
+    described = {name for row in rows(section("Three nodes")).values() for name in re.findall(r"`([^`]+)`", row[0])}
+    assert set(VARIANTS) <= described
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_reference_says_how_much_memory_a_cluster_wants(name):
+    row = rows(section("Kubernetes"))[name]
+    least = {}
+    for variant in ("kubernetes", "multiple"):
+        airflow = airflow_mib(wanted(variant), CLUSTER)
+        least[variant] = (DISTRIBUTIONS[name].server_mib + airflow["control"], DISTRIBUTIONS[name].agent_mib + airflow["worker-1"])
+    assert row[1] == pins()[name]["version"].removeprefix("v")
+    assert tuple(int(cell.split()[0]) for cell in row[2:]) == (*least["kubernetes"], *least["multiple"])

@@ -6,7 +6,9 @@ import hashlib
 import http.server
 import re
 import shutil
+import subprocess
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from provision.errors import ProvisionError
-from provision.home import lab_home
+from provision.home import REPOSITORY, lab_home
 from provision.kube import artifacts, describe
 from provision.kube.artifacts import Artifacts, architecture, checksum, download, find
 from provision.kube.distributions import DISTRIBUTIONS
@@ -273,6 +275,9 @@ def test_without_a_network_the_error_says_where_files_may_come_from(monkeypatch)
         download(lab_home(), K3S, "x86_64", lambda text: None)
     assert "fab install kubernetes --distribution k3s --artifacts DIR" in failed.value.hint
     assert_only_whole_files()
+    with pytest.raises(ProvisionError, match="cannot be downloaded") as failed:
+        download(lab_home(), K3S, "x86_64", lambda text: None, "multiple")
+    assert "fab install multiple --distribution k3s --artifacts DIR" in failed.value.hint
 
 
 def assert_only_whole_files() -> None:
@@ -378,12 +383,118 @@ def test_a_program_that_lost_its_ending_is_compared_with_that_of_its_architectur
         found(tmp_path / "k3s", machine="aarch64")
 
 
+# Of both distributions: a program that is pinned, and images that only the list names.
+VOUCHED = [
+    (K3S, {"k3s": b"the program", "k3s-airgap-images-amd64.tar.gz": b"the images"}),
+    (RKE2, {"rke2.linux-amd64.tar.gz": b"archive", "rke2-images.linux-amd64.tar.zst": b"the images"}),
+]
+every_vouched = pytest.mark.parametrize(("distribution", "files"), VOUCHED, ids=["k3s", "rke2"])
+
+
+def pin(releases: type[Releases], files: dict[str, bytes]) -> str:
+    """Pin the program of a release and its list, as provision/pins.toml does; return the name of its images."""
+    program, images = files
+    text = (listed(files) + f"{'0' * 64}  something-else\n").encode()
+    releases.pinned.clear()
+    releases.pinned.update({program: sha256(files[program]), "sha256sum-amd64.txt": sha256(text)})
+    releases.files = files | {"sha256sum-amd64.txt": text}
+    return images
+
+
+@every_vouched
+def test_beside_a_pinned_program_images_need_the_list_that_is_pinned(tmp_path, releases, distribution, files):
+    images = pin(releases, files)
+    folder = put(tmp_path / "here", files)
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder / images}: ") as refused:
+        found(folder, distribution)
+    release = f"{distribution.title} {pins()[distribution.name]['version']}"
+    assert release in refused.value.message
+    assert f"put sha256sum-amd64.txt of {release} into {folder}, or if you know" in refused.value.hint
+    assert "docs/contributor.md" in refused.value.hint
+    put(folder, {"sha256sum-amd64.txt": releases.files["sha256sum-amd64.txt"]})
+    assert len(found(folder, distribution).files) == 2
+
+
+@every_vouched
+@pytest.mark.parametrize("has_list", [True, False], ids=["with the list", "without it"])
+def test_beside_a_pinned_program_images_of_another_release_are_refused(tmp_path, releases, distribution, files, has_list):
+    images = pin(releases, files)
+    there = {name: releases.files[name] for name in releases.files if has_list or name in files}
+    folder = put(tmp_path / "here", there | {images: b"of another release"})
+    said = "is not what its release lists" if has_list else "Nothing vouches for"
+    with pytest.raises(ProvisionError, match=said) as refused:
+        found(folder, distribution)
+    assert str(folder / images) in refused.value.message
+
+
+@every_vouched
+def test_a_list_that_is_not_the_pinned_one_vouches_for_nothing(tmp_path, releases, distribution, files):
+    images = pin(releases, files)
+    other = files | {images: b"of another release"}
+    folder = put(tmp_path / "here", other, other)
+    with pytest.raises(ProvisionError, match=f"{folder / 'sha256sum-amd64.txt'} is not what is pinned") as refused:
+        found(folder, distribution)
+    assert releases.pinned["sha256sum-amd64.txt"] in refused.value.message
+
+
+def test_a_list_of_which_nothing_is_pinned_vouches_for_nothing_and_pinned_images_are_named(tmp_path, releases):
+    files = {"k3s-arm64": b"for arm", "k3s-airgap-images-arm64.tar": b"images for arm"}
+    releases.pinned |= {"k3s-arm64": sha256(b"for arm"), "k3s-airgap-images-arm64.tar.zst": "0" * 64}
+    folder = put(tmp_path / "k3s", files, files, arch="arm64")
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder}/k3s-airgap-images-arm64.tar:") as refused:
+        found(folder, machine="aarch64")
+    assert refused.value.hint.startswith(f"put k3s-airgap-images-arm64.tar.zst of K3s {VERSION} there in its place, or if you know")
+
+
+def test_a_pinned_list_makes_a_folder_one_of_the_pinned_release(tmp_path, pinned):
+    del pinned.pinned["k3s"]
+    list_of_images = listed({IMAGES: FILES[IMAGES]}).encode()
+    pinned.pinned |= {"sha256sum-amd64.txt": sha256(list_of_images)}
+    folder = put(tmp_path / "k3s", {"k3s": b"another program", "sha256sum-amd64.txt": list_of_images})
+    with pytest.raises(ProvisionError, match=f"Nothing vouches for {folder}/k3s:") as refused:
+        found(folder)
+    assert refused.value.hint == f"if you know that it is of K3s {VERSION}, pin it as docs/contributor.md says"
+
+
+def test_a_configuration_of_containerd_needs_nobody_to_vouch_for_it(tmp_path, pinned):
+    folder = put(tmp_path / "k3s", FILES | {"config.toml.tmpl": b"template"})
+    assert len(found(folder).files) == 3
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_what_is_pinned_are_checksums_of_files_that_would_be_downloaded(name):
     known = {choices[0] for arch in ("amd64", "arm64") for choices in artifacts.names(DISTRIBUTIONS[name], arch).values()}
     for file, value in pins()[name]["sha256"].items():
         assert file in known
         assert re.fullmatch("[0-9a-f]{64}", value), file
+
+
+def printed_table(server: str) -> dict[str, str]:
+    """Return the table that the command in docs/contributor.md prints of a release."""
+    text = (REPOSITORY / "docs" / "contributor.md").read_text().partition("## Pinned releases")[2]
+    first, _, command = re.search(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)[1].partition("\n")
+    assert first.startswith("release=https://github.com/")
+    done = subprocess.run(["bash", "-c", f"release={server}\n{command}"], capture_output=True, text=True, check=True)
+    return tomllib.loads(done.stdout)
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("sha256sum")), reason="the command needs curl and sha256sum")
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_the_documented_command_prints_pins_a_whole_release(releases, name):
+    distribution, wanted = DISTRIBUTIONS[name], set()
+    for arch in ("amd64", "arm64"):
+        chosen = [choices[0] for role, choices in artifacts.names(distribution, arch).items() if role != "sums"]
+        others = [f"{name}-images-core.linux-{arch}.tar.zst", f"{name}-airgap-images-{arch}.tar.gz", f"{name}-windows-{arch}.exe"]
+        files = {file: file.encode() for file in (*chosen, *others)}
+        releases.files |= files | {f"sha256sum-{arch}.txt": listed(files).encode()}
+        wanted |= {*chosen, f"sha256sum-{arch}.txt"}
+    # What is left of the release before.
+    releases.pinned |= dict.fromkeys(wanted, "0" * 64)
+    releases.pinned |= printed_table(artifacts.pins()[name]["releases"])
+    assert releases.pinned == {file: sha256(releases.files[file]) for file in wanted}
+    for machine in ("x86_64", "aarch64"):
+        folder = download(lab_home(), distribution, machine, lambda text: None)
+        assert len(find(folder, distribution, machine, folder.parent / "checksums.json", downloaded=True).files) == 2
 
 
 # -- which folder -------------------------------------------------------------------------------------

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from provision.errors import ProvisionError
-from provision.kube.checksums import listed, require_as_listed, require_as_pinned, require_list_as_pinned, require_listed
+from provision.kube.checksums import (
+    listed,
+    require_as_listed,
+    require_as_pinned,
+    require_list_as_pinned,
+    require_listed,
+    require_vouched_for,
+)
 
 ONE, OTHER = "1" * 64, "2" * 64
 FILE, LIST = Path("/files/k3s"), Path("/files/sha256sum-amd64.txt")
@@ -35,6 +42,7 @@ def test_where_all_agree_nothing_is_said():
     require_as_listed({FILE: ONE}, {"k3s": ONE, "other": OTHER})
     require_list_as_pinned(LIST, ONE, {"k3s": OTHER}, {LIST.name: ONE, "k3s": OTHER, "k3s-arm64": ONE}, RELEASE)
     require_as_pinned({FILE: ONE}, {FILE: "k3s"}, {"k3s": ONE}, RELEASE)
+    require_vouched_for({FILE: ONE}, {FILE: "k3s"}, [{"k3s": OTHER}, {"k3s": ONE}], RELEASE, {FILE: []})
 
 
 def test_where_nothing_is_pinned_nothing_is_compared():
@@ -59,9 +67,13 @@ def test_where_nothing_is_pinned_nothing_is_compared():
             lambda: require_as_pinned({FILE: ONE}, {FILE: "k3s-arm64"}, {"k3s": ONE, "k3s-arm64": OTHER}, RELEASE),
             [f"/files/k3s is not what is pinned for {RELEASE}", ONE, OTHER],
         ),
+        (
+            lambda: require_vouched_for({FILE: ONE}, {FILE: "k3s-arm64"}, [{"k3s": ONE}, {}], RELEASE, {FILE: ["fetch the list"]}),
+            ["Nothing vouches for /files/k3s", RELEASE],
+        ),
     ],
 )
-def test_what_does_not_agree_is_named_with_both_checksums_and_what_to_do(check, words):
+def test_what_does_not_agree_is_named_with_checksums_and_what_to_do(check, words):
     with pytest.raises(ProvisionError) as refused:
         check()
     assert all(word in refused.value.message for word in words), refused.value.message

@@ -23,7 +23,7 @@ from provision.variants import DISTRIBUTIONS as NAMES
 
 TOKEN_FILE = PurePosixPath("/etc/airflow-labs/kubernetes-token")
 SOFTWARE = PurePosixPath("/opt/airflow-labs/x")
-AIRFLOW_MIB = 1000
+AIRFLOW_MIB = {"control": 1000, "worker-1": 0, "worker-2": 0}
 
 every_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
 every_node = pytest.mark.parametrize("node", CLUSTER.nodes, ids=lambda node: node.name)
@@ -174,3 +174,11 @@ def test_only_the_node_that_is_too_small_is_named():
         require_memory(DISTRIBUTIONS["k3s"], CLUSTER, memory(4096, 2048) | {"worker-2": 300}, AIRFLOW_MIB)
     assert "worker-1" not in refused.value.message
     assert "--distribution" not in refused.value.hint
+    assert "Celery" not in refused.value.hint
+
+
+def test_what_airflow_wants_counts_on_the_node_where_it_is():
+    with pytest.raises(UsageError, match=r": worker-2 has 700 MiB, 962 are wanted\.") as refused:
+        require_memory(DISTRIBUTIONS["k3s"], CLUSTER, memory(2900, 700), AIRFLOW_MIB | {"worker-2": 450})
+    assert "worker-1" not in refused.value.message
+    assert "fewer Celery workers" in refused.value.hint

@@ -291,6 +291,22 @@ def test_a_machine_that_is_too_small_is_refused_with_the_line_to_change(memory, 
 
 
 @pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda: rancher.require_machine(CLUSTER.control, 2950, 2, TABLE, "multiple"),
+        lambda: rancher.require_supported("v1.21.2+k3s1", "multiple"),
+        lambda: rancher.require_supported("", "multiple"),
+    ],
+    ids=["too small", "too old", "no answer"],
+)
+def test_what_is_refused_does_not_lead_to_another_variant_than_the_installed_one(refuse):
+    with pytest.raises((UsageError, ProvisionError)) as refused:
+        refuse()
+    assert "fab install multiple --target vagrant" in refused.value.hint
+    assert "kubernetes" not in refused.value.hint
+
+
+@pytest.mark.parametrize(
     ("text", "where"),
     [
         ("nodes:\n- {name: control-2}\n- {name: control, host: 10}\n", ", line 3"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from labs import report
-from labs.side_by_side import Column, columns, picture
+from labs.side_by_side import Column, columns, picture, require_one_executor
+from provision.variants import VARIANTS
 
 
 def record(variant, peak=4, latency=(1.0, 3.0, 2.0), started="2026-01-01T00:00:00Z", **more):
@@ -54,3 +55,8 @@ def test_the_picture_names_every_variant_and_every_measure():
     # Letters are drawn as shapes; what they say is in comments of the picture.
     for words in ("sqlite", "celery", "tasks at once", "start latency, s", "not measured"):
         assert f"<!-- {words} -->" in text
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS.values() if "," not in v.executor], ids=lambda variant: variant.name)
+def test_every_variant_with_one_executor_may_be_measured(variant):
+    require_one_executor(variant, "vagrant")
