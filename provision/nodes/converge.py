@@ -29,7 +29,7 @@ from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
 from provision.kube.tidy import remove_older
 from provision.nodes import stores
-from provision.nodes.agent import LOCK, LOCK_WAIT_S
+from provision.nodes.agent.answering import LOCK, LOCK_WAIT_S
 from provision.nodes.desired import Desired, RemoteFile, worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
 from provision.nodes.plan import (
