@@ -30,7 +30,7 @@ from provision.kube.state import Kubernetes
 from provision.kube.tidy import remove_older
 from provision.nodes import stores
 from provision.nodes.agent.answering import LOCK, LOCK_WAIT_S
-from provision.nodes.desired import Desired, RemoteFile, worker_text
+from provision.nodes.celery import worker_text
 from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
 from provision.nodes.plan import (
     CHRONY,
@@ -47,6 +47,7 @@ from provision.nodes.plan import (
     plan,
 )
 from provision.nodes.session import PROXY_VARIABLE, Nodes, Session
+from provision.nodes.state import Desired, RemoteFile
 from provision.readiness import START_VARIABLE, ApiHealth, Ready, api_answers, flower_answers, start_seconds
 
 Report = Callable[[str], None]

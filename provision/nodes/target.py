@@ -21,17 +21,20 @@ from provision.kube.delivery import complete_delivery, deliver, delivery_from
 from provision.kube.describe import described, lab_kubeconfig
 from provision.kube.install import wait_for_rancher
 from provision.kube.look import server_version
+from provision.kube.on_nodes import KUBECONFIG
 from provision.kube.rancher import Rancher
 from provision.kube.state import Kubernetes
 from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
-from provision.nodes.desired import KUBECONFIG, About, Desired, RemoteFile, desired_state, environment_path, installation_document
+from provision.nodes.desired import desired_state
+from provision.nodes.document import installation_document
 from provision.nodes.kept_rancher import KeptRancher
 from provision.nodes.layout import USER, Layout
 from provision.nodes.plan import STOP_ORDER, asked_of, kind_of_service
 from provision.nodes.session import Nodes, Session
+from provision.nodes.state import About, Desired, RemoteFile, environment_path
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster, table_path
 from provision.variants import Wanted, wanted_again

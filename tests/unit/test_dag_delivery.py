@@ -29,9 +29,10 @@ from provision.kube.state import Kubernetes
 from provision.nodes.agent import repository, users
 from provision.nodes.agent.basics import Failure, feed
 from provision.nodes.agent.files import contents
-from provision.nodes.desired import About, Desired, desired_state
+from provision.nodes.desired import desired_state
 from provision.nodes.layout import Layout
 from provision.nodes.plan import plan
+from provision.nodes.state import About, Desired
 from provision.variants import KubernetesOptions, wanted
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is needed: apt-get install git")

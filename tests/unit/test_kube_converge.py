@@ -13,9 +13,10 @@ from provision.home import lab_home
 from provision.kube.state import Kubernetes
 from provision.nodes import converge as converging
 from provision.nodes.converge import Converge
-from provision.nodes.desired import About, desired_state
+from provision.nodes.desired import desired_state
 from provision.nodes.layout import Layout
 from provision.nodes.plan import Step
+from provision.nodes.state import About
 from provision.variants import wanted
 
 SERVER, AGENT = (Step(node, "start", f"k3s-{node}", "not running") for node in ("control", "worker-1"))

@@ -10,9 +10,12 @@ import pytest
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.nodes import stores
-from provision.nodes.desired import About, Desired, check_names, desired_state, installation_document, placed, worker_text
+from provision.nodes.celery import check_names, placed, worker_text
+from provision.nodes.desired import desired_state
+from provision.nodes.document import installation_document
 from provision.nodes.layout import USER_NUMBER, Layout
 from provision.nodes.plan import SERVICES, STORES, WORKERS, asked_of, kind_of, plan
+from provision.nodes.state import About, Desired
 from provision.secret_store import NAMES
 from provision.topology import Cluster, Node
 from provision.variants import VARIANTS, wanted, wanted_again
