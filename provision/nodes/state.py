@@ -122,6 +122,11 @@ class Desired:
         own = second.backends(self.cluster, self.layout) if self.wanted.ha else {}
         return {name: f"http://{address}:{port}" for name, (address, port) in own.items()}
 
+    @property
+    def services(self) -> dict[str, str]:
+        """Every service, with its node."""
+        return {unit.service: state.node.name for state in self.nodes.values() for unit in state.units}
+
     def unit_of(self, service: str) -> tuple[str, str]:
         """Return node and unit of a service; raises KeyError if there is none of that name."""
         for state in self.nodes.values():

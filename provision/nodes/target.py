@@ -28,6 +28,7 @@ from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
+from provision.nodes.database import airflow_environment
 from provision.nodes.desired import desired_state
 from provision.nodes.document import installation_document
 from provision.nodes.kept_rancher import KeptRancher
@@ -249,7 +250,7 @@ class NodesTarget:
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = self._control.call(
             "ask", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
-            environment=self._converge(desired).airflow_environment(overlay),
+            environment=airflow_environment(desired, overlay),
         )  # fmt: skip
         return done["out"], done["err"]
 
