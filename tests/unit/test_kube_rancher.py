@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from cluster_samples import ALONE, CLUSTER, ENVIRONMENT, SECRETS, artifacts, interfaces, kubernetes
-from test_nodes import fulfilled, steps
+from nodes_samples import fulfilled, steps
 
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_nodes import desired
+from nodes_samples import desired
 
 from provision import readiness
 from provision.environments import TABLES
