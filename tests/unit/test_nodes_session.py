@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import getpass
 import grp
+import inspect
 import io
 import json
 import os
@@ -239,3 +240,9 @@ def test_an_operation_that_fails_lets_the_next_one_go_on(tmp_path):
     for _ in range(2):
         with pytest.raises(Failure, match="exit code 1"):
             answering.answer("run", {"argv": ["false"]}, str(tmp_path / "lock"))
+
+
+def test_a_mistake_in_the_agent_is_told_with_its_file_and_line():
+    done = subprocess.run(AGENT, input=json.dumps({"op": "names_in", "args": {"folder": 1, "pattern": ""}}), capture_output=True, text=True)
+    line = next(n for n, text in enumerate(inspect.getsource(files).splitlines(), 1) if "os.path.join(folder, pattern)" in text)
+    assert f'File "agent/files.py", line {line}, in names_in' in done.stderr
