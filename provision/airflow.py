@@ -85,6 +85,8 @@ _SCHEDULER_ONLY = frozenset(
 _FOR_LOGS_OF_PODS = frozenset(
     f"kubernetes_executor.{key}" for key in ("in_cluster", "config_file", "namespace", "running_pod_log_lines", "kube_client_request_args")
 )
+# Sections that no task in a pod is told of: those that only services read, and the labs' own.
+NOT_FOR_TASKS = frozenset({"scheduler", "dag_processor", "api", "celery", "celery_broker_transport_options", "kubernetes_executor", "labs"})
 # What a pod asks of its node.
 _QUANTITIES = {
     "labs.pod_cpu": (r"[1-9][0-9]*m|[1-9][0-9]*|(0|[1-9][0-9]*)\.[0-9]{0,2}[1-9]", "100m or 0.5"),

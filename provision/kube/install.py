@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from provision.errors import ProvisionError
 from provision.kube import plan
@@ -19,10 +18,8 @@ from provision.kube.plan import ClusterStep
 from provision.kube.state import Kubernetes
 from provision.nodes.layout import USER, USER_NUMBER
 from provision.nodes.session import PROXY_VARIABLE, Nodes, Session
+from provision.nodes.state import About
 from provision.readiness import START_VARIABLE, start_seconds
-
-if TYPE_CHECKING:
-    from provision.nodes.desired import About
 
 Report = Callable[[str], None]
 # Six messages of 10 s each without an answer end a transfer.

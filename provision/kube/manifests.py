@@ -33,10 +33,6 @@ _LAB_RULES_BESIDE_AIRFLOW = (
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]},
     {"apiGroups": [""], "resources": ["resourcequotas"], "verbs": ["get", "list", "watch", "create", "delete"]},
 )
-# Sections that only services read, and the labs' own.
-_NOT_FOR_TASKS = frozenset(
-    {"scheduler", "dag_processor", "api", "celery", "celery_broker_transport_options", "kubernetes_executor", "labs"}
-)
 _EVERY_VERB = ["get", "list", "watch", "create", "update", "patch", "delete"]
 _LAB_RULES = (
     {"apiGroups": [""], "resources": ["pods", "services", "persistentvolumeclaims"], "verbs": _EVERY_VERB},
@@ -73,7 +69,7 @@ def pod_environment(layout: Layout, settings: Mapping[str, str], api_url: str) -
 
     The address of the Execution API is resolved inside the pod, from the pod's own settings.
     """
-    shared = {name: value for name, value in settings.items() if name.partition(".")[0] not in _NOT_FOR_TASKS}
+    shared = {name: value for name, value in settings.items() if name.partition(".")[0] not in airflow.NOT_FOR_TASKS}
     own = {
         # A pod starts no executor, but refuses a DAG that names one which is not in this list.
         "core.executor": settings["core.executor"],

@@ -12,7 +12,7 @@ from provision.kube import distributions, git, manifests, rancher
 from provision.kube.artifacts import Artifacts
 from provision.kube.distributions import Distribution
 from provision.kube.rancher import Rancher
-from provision.nodes.agent import AFTER_STOP
+from provision.nodes.agent.units import AFTER_STOP
 from provision.nodes.layout import Layout
 from provision.topology import Cluster, Node
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from contextlib import closing
 from pathlib import Path
 
 from provision import wheelhouse
@@ -14,24 +14,14 @@ from provision.environments import TABLES, check_known
 from provision.errors import ProvisionError
 from provision.fleet import Fleet
 from provision.home import LabHome
-from provision.kube.delivery import complete_delivery, deliver, remove_leftovers
-from provision.kube.install import (
-    apply_objects,
-    forget_nodes,
-    provide_image,
-    remove_store,
-    send_artifacts,
-    wait_for_server,
-    wait_until_ready,
-)
-from provision.kube.look import ready_nodes
+from provision.kube.bring_up import start_cluster
+from provision.kube.install import remove_store, send_artifacts
 from provision.kube.plan import plan_cluster
-from provision.kube.state import Kubernetes
 from provision.kube.tidy import remove_older
-from provision.nodes import stores
-from provision.nodes.agent import LOCK, LOCK_WAIT_S
-from provision.nodes.desired import Desired, RemoteFile, worker_text
-from provision.nodes.layout import POSTGRES_PORT, USER, USER_NUMBER, Layout
+from provision.nodes.agent.answering import LOCK, LOCK_WAIT_S
+from provision.nodes.celery import worker_text
+from provision.nodes.database import initialise_postgres, migrate
+from provision.nodes.layout import USER, USER_NUMBER, Layout
 from provision.nodes.plan import (
     CHRONY,
     CLOCK,
@@ -47,12 +37,11 @@ from provision.nodes.plan import (
     plan,
 )
 from provision.nodes.session import PROXY_VARIABLE, Nodes, Session
-from provision.readiness import START_VARIABLE, ApiHealth, Ready, api_answers, flower_answers, start_seconds
+from provision.nodes.state import Desired, RemoteFile
+from provision.nodes.waiting import wait_for_broker, wait_until_healthy
 
 Report = Callable[[str], None]
-START_SECONDS = 300
 CREATE_CLUSTER = "/etc/postgresql-common/createcluster.conf"
-SCHEDULERS = ("scheduler", "scheduler-2")
 ALIVE = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 
 
@@ -62,7 +51,7 @@ class Converge:
     def __init__(self, home: LabHome, desired: Desired, nodes: Nodes, ssh_config: Path, desire_again: Callable[[], Desired]) -> None:
         """Prepare it; `desire_again` says what the nodes should look like now that more is known of them."""
         self.home, self.desired, self.nodes, self.ssh_config = home, desired, nodes, ssh_config
-        self._desire_again = desire_again
+        self._desire = desire_again
         self.control = nodes[desired.cluster.control.name]
 
     def settle(self, report: Report) -> None:
@@ -73,6 +62,19 @@ class Converge:
         """Return what has to be done, changing nothing; every node is asked once."""
         facts = self.nodes.each(lambda node: node.call("facts", **asked_of(self.desired, self.desired.nodes[node.name])))
         return plan(self.desired, facts, self.control.call("read", path=self.desired.database_mark_path))
+
+    def desire_again(self) -> None:
+        """Find out what the nodes should look like now that more is known of them."""
+        self.desired = self._desire()
+
+    def plan_again(self, report: Report) -> list[Step]:
+        """Return what has to be done now that more is known of the nodes, with files written and what ran with others stopped."""
+        self.desire_again()
+        steps = self.plan()
+        # Those that run with other settings than they should have by now.
+        self._stop([step for step in steps if step.action == "restart"], report)
+        self._write(steps, report)
+        return steps
 
     def apply(self, steps: list[Step], report: Report) -> None:
         """Do what `plan` returned; raises ProvisionError with the failures of all nodes."""
@@ -86,8 +88,9 @@ class Converge:
         self._write(steps, report)
         self._start_stores(steps, report)
         if self.desired.kubernetes:
-            steps = self._start_cluster(self.desired.kubernetes, steps, report)
-        self._migrate(steps, report)
+            steps = start_cluster(self, steps, report)
+        if any(step.action == "migrate" for step in steps):
+            migrate(self.desired, self.control, report)
         self._start(steps, report)
         self._resize(steps, report)
         if self.desired.kubernetes:
@@ -178,7 +181,7 @@ class Converge:
                     f"stopping {', '.join(step.name for step in chosen)}"
                     + (": tasks in hand are finished first" if kind == WORKERS else "")
                 )
-                self._on_nodes(chosen, "stop")
+                self.on_nodes(chosen, "stop")
         gone = [step for step in stopping if step.action == "stop"]
         self.nodes.each(
             lambda node: self._forget([step.name for step in gone if step.node == node.name], node), sorted({s.node for s in gone})
@@ -197,7 +200,8 @@ class Converge:
         paths = [f"/etc/systemd/system/{layout.unit(name)}" for name in services] + [str(layout.worker_file(name)) for name in services]
         node.call("remove", paths=paths)
 
-    def _on_nodes(self, steps: list[Step], op: str, **more: object) -> None:
+    def on_nodes(self, steps: list[Step], op: str, **more: object) -> None:
+        """Let each node do an operation on the units of its steps."""
         units = {
             node: [self.desired.layout.unit(step.name) for step in steps if step.node == node] for node in {step.node for step in steps}
         }
@@ -235,126 +239,12 @@ class Converge:
     def _start_stores(self, steps: list[Step], report: Report) -> None:
         names = self._starting(steps, STORES)
         if "postgres" in names:
-            self._initialise_postgres(report)
+            initialise_postgres(self.desired, self.control, report)
         if names:
             report(f"starting {', '.join(names)}")
             self.control.call("start", units=[self.desired.layout.unit(name) for name in names])
-        broker = self.desired.wanted.broker
-        if broker in names:
-            self._wait(Ready({broker: lambda: self._with_fleet(lambda fleet: fleet.reachable())}).missing, report)
-
-    # -- Kubernetes -------------------------------------------------------------------------------
-
-    def _start_cluster(self, kubernetes: Kubernetes, steps: list[Step], report: Report) -> list[Step]:
-        """Bring up server, objects, agents and images; return what is left to do of everything else.
-
-        What the server makes at its first start, tokens and credentials, is part of what the other nodes should
-        have: so everything is looked at again, twice.
-        """
-        control = self.control
-        self._start_members([step for step in steps if step.node == control.name], report)
-        wait_for_server(kubernetes, control, report)
-        if kubernetes.seen.objects_differ or kubernetes.has_other_token:
-            apply_objects(kubernetes, control, report)
-        steps = self._plan_again(report)
-        forget_nodes(self.desired.kubernetes, {step.node for step in self._members(steps)}, self.nodes, report)
-        self._join(steps, report)
-        steps = self._plan_again(report)
-        # One that has stopped meanwhile: what comes next needs all of them, and starts none.
-        self._join(steps, report)
-        provide_image(
-            self.desired.kubernetes, plan_cluster(self.desired.kubernetes), self.nodes, self.ssh_config, self.desired.about, report
-        )
-        self._deliver_dags(report)
-        return steps
-
-    def _join(self, steps: list[Step], report: Report) -> None:
-        """Start the members of the cluster that are to be started, and return when Kubernetes can use every node."""
-        kubernetes = self.desired.kubernetes
-        self._start_members(steps, report)
-        wait_until_ready(kubernetes, self.nodes, lambda: ready_nodes(kubernetes, self.control), report)
-
-    def _members(self, steps: list[Step]) -> list[Step]:
-        return [step for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == CLUSTER]
-
-    def _deliver_dags(self, report: Report) -> None:
-        kubernetes, layout = self.desired.kubernetes, self.desired.layout
-        if kubernetes.pods.dags == "image":
-            # Only now it is known what the image below is made of.
-            self.desired = self._desire_again()
-            kubernetes = self.desired.kubernetes
-        deliver(complete_delivery(kubernetes, self.nodes), layout, self.nodes, report)
-        if kubernetes.seen.leftovers:
-            report("removing what another way of distributing DAGs left")
-            remove_leftovers(kubernetes, self.nodes)
-
-    def _plan_again(self, report: Report) -> list[Step]:
-        self.desired = self._desire_again()
-        steps = self.plan()
-        # Those that run with other settings than they should have by now.
-        self._stop([step for step in steps if step.action == "restart"], report)
-        self._write(steps, report)
-        return steps
-
-    def _start_members(self, steps: list[Step], report: Report) -> None:
-        if chosen := self._members(steps):
-            report(f"starting {', '.join(step.name for step in chosen)}")
-            # They are ready once they have joined, which may take minutes that others wait for, with a word about it.
-            self._on_nodes(chosen, "start", wait=False)
-
-    def _initialise_postgres(self, report: Report) -> None:
-        data, major = stores.POSTGRES_DATA, self.desired.about.postgres_major
-        if self.control.call("read", path=f"{data}/PG_VERSION").strip() == str(major):
-            return
-        report("creating a PostgreSQL cluster")
-        self.control.call("remove", paths=[data, f"{data}.new", self.desired.database_mark_path])
-        initdb = [f"/usr/lib/postgresql/{major}/bin/initdb", "-D", f"{data}.new", "--auth-local=peer", "--auth-host=scram-sha-256"]
-        self.control.call("run", argv=[*initdb, "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"], user="postgres")
-        self.control.call("run", argv=["mv", f"{data}.new", data])
-
-    def _migrate(self, steps: list[Step], report: Report) -> None:
-        if not any(step.action == "migrate" for step in steps):
-            return
-        desired, layout = self.desired, self.desired.layout
-        kind = desired.wanted.variant.database
-        report(f"creating Airflow's tables in {kind}")
-        if kind == "postgres":
-            psql = [
-                "psql",
-                "-X",
-                "-q",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-h",
-                "/run/airflow-postgres",
-                "-p",
-                str(self.postgres_port),
-                "-d",
-                "postgres",
-            ]
-            self.control.call("run", argv=psql, user="postgres", text=stores.database_sql(desired.secrets["database_password"]))
-        self.control.call(
-            "run", argv=[f"{layout.current}/bin/airflow", "db", "migrate"], user=USER, environment=self.airflow_environment({})
-        )
-        mark = RemoteFile(desired.database_mark)
-        self.control.call("write_files", files={desired.database_mark_path: mark.document})
-
-    @property
-    def postgres_port(self) -> int:
-        """The port on which PostgreSQL listens."""
-        return self.desired.layout.port(POSTGRES_PORT)
-
-    def airflow_environment(self, overlay: Mapping[str, str]) -> dict[str, str]:
-        """Return the variables with which Airflow's own command is run on the control node."""
-        layout = self.desired.layout
-        path = f"{layout.current}/bin:/usr/local/bin:/usr/bin:/bin"
-        return {
-            **self.desired.environment,
-            "PYTHONPYCACHEPREFIX": str(layout.bytecode),
-            "PATH": path,
-            "HOME": str(layout.airflow_home),
-            **overlay,
-        }
+        if self.desired.wanted.broker in names:
+            wait_for_broker(self.desired, self.nodes, report)
 
     def _start(self, steps: list[Step], report: Report) -> None:
         begun = self.nodes.each(lambda node: node.call("clock"))
@@ -362,82 +252,25 @@ class Converge:
         chosen = [step for step in starting if kind_of(self.desired, step.name) not in (STORES, CLUSTER)]
         if chosen:
             report(f"starting {', '.join(step.name for step in chosen)}")
-            self._on_nodes(chosen, "start")
+            self.on_nodes(chosen, "start")
         names = {step.name for step in chosen}
         if any(step.action in ("start", "restart", "migrate", "resize") for step in steps):
-            since = {name: begun[node] if name in names else 0.0 for name, node in self._services().items()}
-            self._wait_until_healthy(since, report)
+            since = {name: begun[node] if name in names else 0.0 for name, node in self.desired.services.items()}
+            wait_until_healthy(self.desired, self.nodes, since, report)
 
     def wait_until_healthy(self, report: Report) -> None:
         """Return once every service is ready: after an install that was cut off, running is not yet ready."""
-        self._wait_until_healthy(dict.fromkeys(self._services(), 0.0), report)
-
-    def _services(self) -> dict[str, str]:
-        """Return every service, with its node."""
-        return {unit.service: state.node.name for state in self.desired.nodes.values() for unit in state.units}
-
-    def _wait_until_healthy(self, since: Mapping[str, float], report: Report) -> None:
-        placement = self.desired.placement
-        checks: dict[str, Callable[[], bool]] = {name: lambda url=url: api_answers(url) for name, url in self.desired.api_servers.items()}
-        if placement.flower_port and self.desired.wanted.broker:
-            checks["flower"] = lambda: flower_answers(f"http://{placement.api_host}:{placement.flower_port}")
-        for worker in self.desired.wanted.workers:
-            checks[worker.name] = lambda name=worker.name: self._with_fleet(lambda fleet: name in fleet.answering([name]))
-        health, others = ApiHealth(placement.api_url, self.desired.secrets["api_password"]), Ready(checks)
-        # Where there are two, the one that is ready must not speak for the other.
-        schedulers = {name: node for name, node in self._services().items() if self.desired.wanted.ha and name in SCHEDULERS}
-        self._wait(lambda: health.missing(since, schedulers) or others.missing(), report)
-        health.warm_up()
-
-    def _wait(self, missing_now: Callable[[], list[str]], report: Report) -> None:
-        patience, told, before = start_seconds(START_SECONDS), "", self._restarts()
-        deadline = time.monotonic() + patience
-        while missing := missing_now():
-            self._require_not_failed(missing[0], before)
-            if time.monotonic() > deadline:
-                node, unit = self.desired.unit_of(missing[0])
-                lines = self.nodes[node].call("journal", unit=unit, lines=10)
-                raise ProvisionError(f"{missing[0]} on {node} was not ready within {patience} s. The end of its log:\n{_indented(lines)}",
-                                     f"fab logs {missing[0]} --target vagrant; nodes that are only slow need {START_VARIABLE}={2 * patience}")  # fmt: skip
-            if ", ".join(missing) != told:
-                told = ", ".join(missing)
-                report(f"waiting for {told}")
-            time.sleep(0.3)
-
-    def _restarts(self) -> dict[str, int]:
-        """Return how often systemd has started each service again, by service."""
-        units = {state.node.name: {unit.service: unit.name for unit in state.units} for state in self.desired.nodes.values()}
-        seen = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
-        return {service: seen[node][unit]["restarts"] for node, services in units.items() for service, unit in services.items()}
-
-    def _require_not_failed(self, service: str, before: Mapping[str, int]) -> None:
-        node, unit = self.desired.unit_of(service)
-        state = self.nodes[node].call("states", units=[unit])[unit]
-        # systemd starts it again by itself; twice in a row is no accident.
-        if state["active"] == "failed" or state["restarts"] - before[service] > 2:
-            lines = self.nodes[node].call("journal", unit=unit, lines=12)
-            raise ProvisionError(f"{service} on {node} ended (exit code {state['status']}). The end of its log:\n{_indented(lines)}",
-                                 f"fab logs {service} --target vagrant")  # fmt: skip
+        wait_until_healthy(self.desired, self.nodes, dict.fromkeys(self.desired.services, 0.0), report)
 
     def _resize(self, steps: list[Step], report: Report) -> None:
         for step in steps:
             if step.action == "resize":
                 worker = self.desired.nodes[step.node].workers[step.name]
                 report(f"changing {step.name} to {worker}")
-                self._with_fleet(lambda fleet, worker=worker: fleet.resize(worker))
+                with closing(Fleet(self.desired.placement.broker_url)) as fleet:
+                    fleet.resize(worker)
                 path = str(self.desired.layout.worker_file(step.name))
                 self.nodes[step.node].call("write_files", files={path: worker_text(worker).document})
 
     def _starting(self, steps: list[Step], kind: str) -> list[str]:
         return [step.name for step in steps if step.action in ("start", "restart") and kind_of(self.desired, step.name) == kind]
-
-    def _with_fleet(self, ask):
-        fleet = Fleet(self.desired.placement.broker_url)
-        try:
-            return ask(fleet)
-        finally:
-            fleet.close()
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.strip().splitlines()) or "  (it printed nothing)"

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from provision.kube.plan import plan_cluster
-from provision.nodes.desired import LOG_SERVER, Desired, NodeState, worker_text
+from provision.nodes.celery import worker_text
+from provision.nodes.desired import LOG_SERVER
 from provision.nodes.layout import USER, USER_NUMBER
+from provision.nodes.state import Desired, NodeState
 from provision.target import Change
 from provision.variants import DISTRIBUTIONS
 

@@ -22,7 +22,24 @@ Result = TypeVar("Result")
 SILENCE_S = 60
 # A proxy for the distribution's packages, as nodes see it.
 PROXY_VARIABLE = "LAB_PACKAGE_PROXY"
-AGENT = Path(__file__).with_name("agent.py")
+AGENT = "provision.nodes.agent"
+# In an order in which each imports only earlier ones.
+AGENT_PARTS = ("basics", "files", "processes", "users", "units", "packages", "repository", "looking", "answering")
+
+
+def agent_text() -> str:
+    """Return the agent as one text for Python: its parts as they are, each made the module that later ones import by its name."""
+    folder = Path(__file__).with_name("agent")
+    # With the second, an error says in which file its line is.
+    parts = [(f"{AGENT}.{name}", f"agent/{name}.py", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in AGENT_PARTS]
+    return f"""\
+import sys, types
+for name, path, text in {parts}:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, path, "exec"), module.__dict__)
+from {AGENT}.answering import main
+main(*sys.argv[1:])
+"""
 
 
 class Session:
@@ -83,7 +100,7 @@ class Session:
         self.connection.open()
         channel = self._channel = self.connection.transport.open_session()
         channel.settimeout(SILENCE_S)
-        agent = AGENT.read_bytes()
+        agent = agent_text().encode()
         # It reads itself from standard input, then requests: nothing is stored there, and no secret is in a command line.
         channel.exec_command(
             f'sudo -n /usr/bin/python3 -u -c \'import sys; exec(compile(sys.stdin.buffer.read({len(agent)}), "agent", "exec"))\''

@@ -21,24 +21,28 @@ from provision.kube.delivery import complete_delivery, deliver, delivery_from
 from provision.kube.describe import described, lab_kubeconfig
 from provision.kube.install import wait_for_rancher
 from provision.kube.look import server_version
+from provision.kube.on_nodes import KUBECONFIG
 from provision.kube.rancher import Rancher
 from provision.kube.state import Kubernetes
 from provision.lock import exclusive
 from provision.machines import Machines
 from provision.nodes import clocks, stores
 from provision.nodes.converge import Converge
-from provision.nodes.desired import KUBECONFIG, About, Desired, RemoteFile, desired_state, environment_path, installation_document
+from provision.nodes.database import airflow_environment
+from provision.nodes.desired import desired_state
+from provision.nodes.document import installation_document
+from provision.nodes.installed_units import InstalledUnits
 from provision.nodes.kept_rancher import KeptRancher
 from provision.nodes.layout import USER, Layout
 from provision.nodes.plan import STOP_ORDER, asked_of, kind_of_service
 from provision.nodes.session import Nodes, Session
+from provision.nodes.state import About, Desired, RemoteFile, environment_path
 from provision.target import Change, ProcessInfo, Report, ServiceStatus
 from provision.topology import read_cluster, table_path
 from provision.variants import Wanted, wanted_again
 from provision.workers import Worker
 
 FOLDER = "nodes"
-STATES = {"active": "RUNNING", "activating": "STARTING", "deactivating": "STOPPING", "failed": "FAILED", "inactive": "STOPPED"}
 
 
 def _silent(text: str) -> None:
@@ -68,6 +72,7 @@ class NodesTarget:
         self._nodes: Nodes | None = None
         self._about: About | None = None
         self._kept_rancher = KeptRancher(home, self.cluster)
+        self._units = InstalledUnits(home, lambda: self.nodes)
         self._celery = InstalledFleet(self.installed, self._broker_url, f"fab install celery --target {self.name}")
 
     # -- the interface of every target ------------------------------------------------------------
@@ -152,7 +157,7 @@ class NodesTarget:
 
     def _deliver_dags(self) -> None:
         """Let pods get the DAGs as they are now, where they do not read the nodes' folders."""
-        if document := read_json(self._services_file).get("delivery"):
+        if document := self._units.delivery():
             deliver(delivery_from(document), self.layout, self.nodes)
 
     def spec_names(self) -> list[str]:
@@ -166,28 +171,15 @@ class NodesTarget:
 
     def status(self) -> list[ServiceStatus]:
         """Return every service of the installed variant; empty when nothing is installed."""
-        units = self._units()
-        seen = self.nodes.each(lambda node: node.call("states", units=list(units.get(node.name, {}).values())))
-        rows = []
-        for node, services in units.items():
-            for service, unit in services.items():
-                state = seen[node][unit]
-                detail = "" if state["active"] == "active" else f"{state['result']}, exit code {state['status']}"
-                name = STATES.get(state["active"], state["active"].upper())
-                rows.append(ServiceStatus(service, node, name, state["pid"], state["memory"], f"journal of {unit}", detail))
-        return rows
+        return self._units.status()
 
     def processes(self) -> list[ProcessInfo]:
         """Return every process of the installation, parents before children, node by node."""
-        pids = self._pids()
-        found = self.nodes.each(lambda node: node.call("process_table", services=pids.get(node.name, {})))
-        return [ProcessInfo(**row) for rows in found.values() for row in rows]
+        return self._units.processes()
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that the running services and the pods of tasks have used so far, ended ones included."""
-        pids = self._pids()
-        used = sum(self.nodes.each(lambda node: node.call("cpu_seconds", pids=list(pids.get(node.name, {}).values()))).values())
-        return used + sum(usage["cpu_seconds"] for usage in self._pods_usage())
+        return self._units.cpu_seconds() + sum(usage["cpu_seconds"] for usage in self._pods_usage())
 
     def memory(self) -> int:
         """Return the bytes of memory that all services and the pods of tasks use now, shared pages counted once."""
@@ -209,7 +201,7 @@ class NodesTarget:
         return total_in_hand(self._require_installed()["executor"], ways)
 
     def _local_tasks_in_hand(self) -> int | None:
-        scheduler = self._pids().get(self.cluster.control.name, {}).get("scheduler")
+        scheduler = self._units.pids().get(self.cluster.control.name, {}).get("scheduler")
         return busy_local_workers(self._control.call("titles_below", pid=scheduler)) if scheduler else None
 
     def _pods_in_hand(self) -> int:
@@ -235,7 +227,7 @@ class NodesTarget:
 
     def live_settings(self, names: Sequence[str]) -> dict[str, str | None]:
         """Return the values of settings ("section.key") with which the running scheduler was started."""
-        pid = self._pids()[self.cluster.control.name]["scheduler"]
+        pid = self._units.pids()[self.cluster.control.name]["scheduler"]
         variables = {airflow.variable_name(name): name for name in names}
         found = self._control.call("environment_of", pid=pid, names=list(variables))
         return {variables[variable]: value for variable, value in found.items()}
@@ -246,17 +238,15 @@ class NodesTarget:
         overlay = {"NO_COLOR": "1", **{airflow.variable_name(name): value for name, value in changes.items()}}
         done = self._control.call(
             "ask", argv=[f"{self.layout.current}/bin/airflow", *arguments], user=USER, check=False,
-            environment=self._converge(desired).airflow_environment(overlay),
+            environment=airflow_environment(desired, overlay),
         )  # fmt: skip
         return done["out"], done["err"]
 
     def require_alive(self, but: Iterable[str] = ()) -> None:
         """Raise ProvisionError, with the end of its log, if a service of the installation has ended, or its broker is full."""
-        pids = self._pids()
-        if not pids:
+        if not self._units.pids():
             raise ProvisionError("Nothing is installed on the nodes.", f"fab install VARIANT --target {self.name}")
-        ended = self.nodes.each(lambda node: node.call("alive", pids=pids.get(node.name, {})))
-        for node, names in ended.items():
+        for node, names in self._units.ended().items():
             for service in set(names) - set(but):
                 raise ProvisionError(
                     f"{service} on {node} ended. The end of its log:\n{self.logs(service, 10)}", f"fab logs {service} --target {self.name}"
@@ -265,11 +255,7 @@ class NodesTarget:
 
     def logs(self, service: str, lines: int = 50) -> str:
         """Return the last lines that a service printed; raises UsageError for one that there is not."""
-        for node, services in self._units().items():
-            if service in services:
-                return self.nodes[node].call("journal", unit=services[service], lines=lines).rstrip()
-        known = sorted(name for services in self._units().values() for name in services)
-        raise UsageError(f"There is no service called {service!r}.", f"choose one of: {', '.join(known) or '(nothing is installed)'}")
+        return self._units.log(service, lines)
 
     def stop(self, report: Report = _silent) -> int:
         """Stop every service of Airflow, workers first; the nodes stay up. Returns how many services ran."""
@@ -284,7 +270,7 @@ class NodesTarget:
                     for node, units in there.items()
                 }
                 self.nodes.each(lambda node, chosen=chosen: node.call("stop", units=chosen[node.name]))
-            write_private(self._services_file, "{}\n")
+            self._units.forget()
             return sum(state["active"] == "active" for seen in states.values() for state in seen.values())
 
     def destroy(self, report: Report = _silent) -> None:
@@ -393,12 +379,7 @@ class NodesTarget:
             }
             for node in self.cluster.nodes
         ]  # fmt: skip
-        units = {state.node.name: {unit.service: unit.name for unit in state.units} for state in desired.nodes.values()}
-        write_private(self._services_file, json.dumps({"units": units}, sort_keys=True) + "\n")
-        states = self.nodes.each(lambda node: node.call("states", units=list(units[node.name].values())))
-        pids = {node: {service: states[node][unit]["pid"] for service, unit in services.items()} for node, services in units.items()}
-        known = {"units": units, "pids": pids, "delivery": self._delivery_document(desired)}
-        write_private(self._services_file, json.dumps(known, sort_keys=True) + "\n")
+        self._units.write_down(desired, lambda: self._delivery_document(desired))
         if not _clones(desired.wanted):
             secret_store.forget(self.home, [git.KEY])
         self._write_kubeconfig(desired)
@@ -450,16 +431,6 @@ class NodesTarget:
         self.nodes.each(remove)
 
     # -- what is installed ------------------------------------------------------------------------
-
-    @property
-    def _services_file(self):
-        return self.home.state / "services.json"
-
-    def _units(self) -> dict[str, dict[str, str]]:
-        return read_json(self._services_file).get("units", {})
-
-    def _pids(self) -> dict[str, dict[str, int]]:
-        return read_json(self._services_file).get("pids", {})
 
     def _require_installed(self) -> dict[str, Any]:
         installed = self.installed()

@@ -10,7 +10,7 @@ import requests
 import testinfra
 
 from provision import secret_store, wheelhouse
-from provision.nodes.desired import STORES
+from provision.nodes.variant_stores import STORES
 from provision.variants import wanted
 
 USERS = {"postgres": "postgres", "redis": "redis", "haproxy": "haproxy"}

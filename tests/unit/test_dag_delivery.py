@@ -26,10 +26,13 @@ from provision.kube.dag_image import Base, listed_images, outdated
 from provision.kube.delivery import Delivery, delivery_from, delivery_of
 from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
-from provision.nodes import agent
-from provision.nodes.desired import About, Desired, desired_state
+from provision.nodes.agent import repository, users
+from provision.nodes.agent.basics import Failure, feed
+from provision.nodes.agent.files import contents
+from provision.nodes.desired import desired_state
 from provision.nodes.layout import Layout
 from provision.nodes.plan import plan
+from provision.nodes.state import About, Desired
 from provision.variants import KubernetesOptions, wanted
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is needed: apt-get install git")
@@ -398,7 +401,7 @@ def test_what_containerd_lists_is_read_by_its_columns():
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
     """Return Airflow's home on a node, as a folder of the test's user."""
-    monkeypatch.setattr(agent, "make_folders", lambda made: [os.makedirs(path, exist_ok=True) for path in made])
+    monkeypatch.setattr(repository, "make_folders", lambda made: [os.makedirs(path, exist_ok=True) for path in made])
     for name, text in (("dags/probes.py", "a = 1\n"), ("dags/specs/p.json", "{}\n"), ("config/dag_builder.py", "b = 1\n")):
         (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "home" / name).write_text(text)
@@ -416,7 +419,7 @@ def of_agent(folders: Path) -> dict[str, object]:
 
 
 def test_what_pods_get_are_the_files_of_the_folders_and_no_half_written_ones(folders):
-    found = agent.contents(str(folders), ["dags", "config"])
+    found = contents(str(folders), ["dags", "config"])
     assert list(found) == ["config/dag_builder.py", "dags/probes.py", "dags/specs/p.json"]
     assert base64.b64decode(found["dags/probes.py"]) == b"a = 1\n"
 
@@ -424,14 +427,14 @@ def test_what_pods_get_are_the_files_of_the_folders_and_no_half_written_ones(fol
 @needs_git
 def test_a_commit_is_what_a_clone_gets_and_the_same_again_is_none(folders, tmp_path):
     asked = of_agent(folders)
-    assert not agent.is_committed(**asked)
-    agent.commit(**asked)
-    agent.commit(**asked)
-    assert agent.is_committed(**asked)
+    assert not repository.is_committed(**asked)
+    repository.commit(**asked)
+    repository.commit(**asked)
+    assert repository.is_committed(**asked)
     (folders / "dags" / "specs" / "p.json").unlink()
     (folders / "dags" / ".gitignore").write_text("*\n")
-    assert not agent.is_committed(**asked)
-    agent.commit(**asked)
+    assert not repository.is_committed(**asked)
+    repository.commit(**asked)
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{asked['repository']}", str(clone)], check=True, capture_output=True)
     found = sorted(str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file() and ".git" not in path.parts)
@@ -444,11 +447,11 @@ def test_a_commit_is_what_a_clone_gets_and_the_same_again_is_none(folders, tmp_p
 @pytest.mark.parametrize("damage", ["index.lock", "HEAD"])
 def test_a_repository_that_an_interrupted_git_left_is_made_again(folders, damage):
     asked = of_agent(folders)
-    agent.commit(**asked)
+    repository.commit(**asked)
     (Path(asked["repository"]) / damage).write_text("")
     (folders / "dags" / "more.py").write_text("c = 1\n")
-    agent.commit(**asked)
-    assert agent.is_committed(**asked)
+    repository.commit(**asked)
+    assert repository.is_committed(**asked)
 
 
 @pytest.mark.parametrize(
@@ -471,14 +474,14 @@ def test_a_repository_that_an_interrupted_git_left_is_made_again(folders, damage
 )
 def test_a_user_is_made_changed_or_removed_and_a_right_one_left_alone(monkeypatch, there, wanted_account, expected):
     done: list[str] = []
-    monkeypatch.setattr(agent, "_account", lambda name: there)
-    monkeypatch.setattr(agent, "_has", lambda table, name: there and not any(each.startswith("userdel") for each in done))
-    monkeypatch.setattr(agent, "run", lambda argv, **more: done.append(" ".join(argv)))
-    agent.set_accounts({"guest": wanted_account})
+    monkeypatch.setattr(users, "account_of", lambda name: there)
+    monkeypatch.setattr(users, "_has", lambda table, name: there and not any(each.startswith("userdel") for each in done))
+    monkeypatch.setattr(users, "run", lambda argv, **more: done.append(" ".join(argv)))
+    users.set_accounts({"guest": wanted_account})
     assert done == expected
 
 
 def test_a_command_that_refuses_what_it_is_fed_is_told_with_its_last_words():
-    agent.feed(["sh", "-c", "[ $(cat) = x ]"], base64.b64encode(b"x").decode())
-    with pytest.raises(agent.Failure, match="it is broken"):
-        agent.feed(["sh", "-c", "cat >/dev/null; echo it is broken >&2; exit 1"], base64.b64encode(b"x").decode())
+    feed(["sh", "-c", "[ $(cat) = x ]"], base64.b64encode(b"x").decode())
+    with pytest.raises(Failure, match="it is broken"):
+        feed(["sh", "-c", "cat >/dev/null; echo it is broken >&2; exit 1"], base64.b64encode(b"x").decode())

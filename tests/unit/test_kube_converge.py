@@ -10,12 +10,13 @@ import pytest
 from cluster_samples import CLUSTER, SECRETS, complete, kubernetes
 
 from provision.home import lab_home
+from provision.kube import bring_up
 from provision.kube.state import Kubernetes
-from provision.nodes import converge as converging
 from provision.nodes.converge import Converge
-from provision.nodes.desired import About, desired_state
+from provision.nodes.desired import desired_state
 from provision.nodes.layout import Layout
 from provision.nodes.plan import Step
+from provision.nodes.state import About
 from provision.variants import wanted
 
 SERVER, AGENT = (Step(node, "start", f"k3s-{node}", "not running") for node in ("control", "worker-1"))
@@ -37,12 +38,12 @@ def brought_up(monkeypatch):
         nodes = {node.name: SimpleNamespace(name=node.name) for node in CLUSTER.nodes}
         place = Converge(lab_home(), state, nodes, Path("/none"), lambda: state)
         for name in ("wait_for_server", "apply_objects", "wait_until_ready", "provide_image"):
-            monkeypatch.setattr(converging, name, noted(name))
-        monkeypatch.setattr(converging, "forget_nodes", lambda cluster, starting, *rest: done.append(f"forget among {sorted(starting)}"))
-        monkeypatch.setattr(place, "_on_nodes", lambda chosen, op, **more: done.append(f"{op} {[s.name for s in chosen]} {more}"))
-        monkeypatch.setattr(place, "_plan_again", lambda report: next(looks))
-        monkeypatch.setattr(place, "_deliver_dags", noted("deliver"))
-        left = place._start_cluster(cluster, steps, lambda text: None)
+            monkeypatch.setattr(bring_up, name, noted(name))
+        monkeypatch.setattr(bring_up, "forget_nodes", lambda cluster, starting, *rest: done.append(f"forget among {sorted(starting)}"))
+        monkeypatch.setattr(place, "on_nodes", lambda chosen, op, **more: done.append(f"{op} {[s.name for s in chosen]} {more}"))
+        monkeypatch.setattr(place, "plan_again", lambda report: next(looks))
+        monkeypatch.setattr(bring_up, "_deliver_dags", noted("deliver"))
+        left = bring_up.start_cluster(place, steps, lambda text: None)
         assert left == later[-1]
         return done
 

@@ -31,7 +31,7 @@ from provision.kube.install import (
 )
 from provision.kube.plan import plan_cluster
 from provision.kube.state import Kubernetes
-from provision.nodes.desired import About
+from provision.nodes.state import About
 
 
 def silent(text: str) -> None:

@@ -9,10 +9,11 @@ from cluster_samples import ALONE, CLUSTER, DIGEST, SECRETS, blank, complete, ku
 
 from provision.kube.plan import plan_cluster
 from provision.kube.state import ClusterSeen
-from provision.nodes.desired import About, Desired, desired_state
+from provision.nodes.desired import desired_state
 from provision.nodes.layout import USER_NUMBER, Layout
 from provision.nodes.plan import CLUSTER as CLUSTERS
 from provision.nodes.plan import SERVICES, STOP_ORDER, STORES, WORKERS, kind_of_service, plan
+from provision.nodes.state import About, Desired
 from provision.variants import DISTRIBUTIONS, wanted
 
 OTHER = "sha256:" + "b" * 64

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from cluster_samples import ALONE, CLUSTER, ENVIRONMENT, SECRETS, artifacts, interfaces, kubernetes
-from test_nodes import fulfilled, steps
+from nodes_samples import fulfilled, steps
 
 from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
@@ -23,8 +23,10 @@ from provision.kube.install import send_artifacts, wait_for_rancher
 from provision.kube.plan import ClusterStep
 from provision.kube.rancher import Rancher, from_document, from_folder, from_internet, is_ready, manifest, unready
 from provision.kube.state import Kubernetes
-from provision.nodes.desired import About, Desired, desired_state, installation_document
+from provision.nodes.desired import desired_state
+from provision.nodes.document import installation_document
 from provision.nodes.layout import Layout
+from provision.nodes.state import About, Desired
 from provision.pins import pins
 from provision.topology import TABLE, Cluster
 from provision.variants import KubernetesOptions, wanted, wanted_again

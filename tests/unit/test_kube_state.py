@@ -18,8 +18,10 @@ from provision.kube import state
 from provision.kube.distributions import DISTRIBUTIONS
 from provision.kube.manifests import EXECUTOR_ACCOUNT, LAB_ACCOUNT
 from provision.kube.state import Kubernetes
-from provision.nodes.desired import About, Desired, desired_state, installation_document
+from provision.nodes.desired import desired_state
+from provision.nodes.document import installation_document
 from provision.nodes.layout import Layout
+from provision.nodes.state import About, Desired
 from provision.variants import KubernetesOptions, wanted, wanted_again
 
 STOP = REPOSITORY / "provision" / "files" / "kubernetes-stop.sh"

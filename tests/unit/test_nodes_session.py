@@ -6,20 +6,22 @@ import contextlib
 import fcntl
 import getpass
 import grp
+import inspect
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 
 from provision.errors import ProvisionError
-from provision.nodes import agent
-from provision.nodes.session import AGENT, Nodes, Session
+from provision.nodes.agent import answering, files, users
+from provision.nodes.agent.basics import Failure
+from provision.nodes.session import Nodes, Session, agent_text
 
+AGENT = [sys.executable, "-c", agent_text()]
 ME, MINE = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
 
 
@@ -27,7 +29,7 @@ def asked(*requests: dict) -> list[dict]:
     """Return what the agent says to these requests; heartbeats are left out."""
     text = "".join(json.dumps(request) + "\n" for request in requests)
     with tempfile.NamedTemporaryFile() as lock:
-        done = subprocess.run([sys.executable, str(AGENT), lock.name], input=text, capture_output=True, text=True, check=True)
+        done = subprocess.run([*AGENT, lock.name], input=text, capture_output=True, text=True, check=True)
     return [answer for answer in map(json.loads, done.stdout.splitlines()) if "beat" not in answer]
 
 
@@ -53,9 +55,9 @@ def test_no_space_and_other_errors_of_the_system_name_the_file():
 def test_a_file_is_replaced_in_one_step_with_its_mode(tmp_path):
     path = tmp_path / "folder" / "file"
     wanted = {"text": "one\n", "owner": ME, "group": MINE, "mode": "0640"}
-    assert agent.write_files({str(path): wanted}) == [str(path)]
+    assert files.write_files({str(path): wanted}) == [str(path)]
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("one\n", 0o640)
-    assert agent.write_files({str(path): wanted}) == []
+    assert files.write_files({str(path): wanted}) == []
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
@@ -63,14 +65,14 @@ def test_a_link_that_somebody_put_in_the_way_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "file.new").symlink_to(victim)
-    agent.write_files({str(tmp_path / "file"): {"text": "ours", "owner": ME, "group": MINE, "mode": "0600"}})
+    files.write_files({str(tmp_path / "file"): {"text": "ours", "owner": ME, "group": MINE, "mode": "0600"}})
     assert (victim.read_text(), (tmp_path / "file").read_text()) == ("precious", "ours")
 
 
 def test_a_folder_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "logs").symlink_to("/etc")
-    with pytest.raises(agent.Failure, match="is a link, and should be a folder"):
-        agent.make_folders({str(tmp_path / "logs"): {"owner": ME, "group": MINE, "mode": "0750"}})
+    with pytest.raises(Failure, match="is a link, and should be a folder"):
+        files.make_folders({str(tmp_path / "logs"): {"owner": ME, "group": MINE, "mode": "0750"}})
 
 
 class Wire:
@@ -79,7 +81,7 @@ class Wire:
     is_connected = True
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(AGENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def close(self) -> None:
         self.process.kill()
@@ -143,7 +145,7 @@ def test_the_failures_of_all_nodes_are_told_together():
 
 
 def test_the_agent_needs_nothing_but_the_standard_library():
-    done = subprocess.run([sys.executable, "-S", "-I", str(Path(AGENT))], input="", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", agent_text()], input="", capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -151,38 +153,38 @@ def test_the_agent_needs_nothing_but_the_standard_library():
 def commands(monkeypatch):
     """The commands that the agent would run, instead of running them."""
     ran: list[list[str]] = []
-    monkeypatch.setattr(agent, "run", lambda argv, **_: ran.append(argv))
+    monkeypatch.setattr(users, "run", lambda argv, **_: ran.append(argv))
     return ran
 
 
 def test_a_user_is_made_with_its_number_and_once(commands, monkeypatch):
-    agent.make_user("nobody-of-the-labs", 54321, "/home")
+    users.make_user("nobody-of-the-labs", 54321, "/home")
     assert [argv[0] for argv in commands] == ["groupadd", "useradd"]
     assert "54321" in commands[0]
     assert "54321" in commands[1]
-    agent.make_user(ME, 54321, "/home")
+    users.make_user(ME, 54321, "/home")
     assert len(commands) == 2
 
 
 def test_a_number_that_belongs_to_somebody_else_is_refused_with_a_way_out(commands):
-    with pytest.raises(agent.Failure, match="The user root has the number 0, which nobody-of-the-labs should have") as error:
-        agent.make_user("nobody-of-the-labs", 0, "/home")
+    with pytest.raises(Failure, match="The user root has the number 0, which nobody-of-the-labs should have") as error:
+        users.make_user("nobody-of-the-labs", 0, "/home")
     assert "fab destroy --target vagrant, then fab up" in error.value.hint
     assert commands == []
 
 
 def test_a_user_gets_another_number_after_its_files(commands, monkeypatch, tmp_path):
-    monkeypatch.setattr(agent, "user_numbers", lambda name: [999, 997])
-    monkeypatch.setattr(agent, "_processes", dict)
+    monkeypatch.setattr(users, "user_numbers", lambda name: [999, 997])
+    monkeypatch.setattr(users, "processes", dict)
     (tmp_path / "airflow-labs-2").mkdir()
-    agent.renumber_user("airflow", 54321, [f"{tmp_path}/airflow-labs*"])
+    users.renumber_user("airflow", 54321, [f"{tmp_path}/airflow-labs*"])
     assert [argv[0] for argv in commands] == ["chown", "chown", "groupmod", "usermod"]
     assert {argv[-1] for argv in commands[:2]} == {f"{tmp_path}/airflow-labs-2"}
 
 
 def test_a_user_whose_processes_run_keeps_its_number(commands):
-    with pytest.raises(agent.Failure, match=f"The user {ME} cannot get the number 54321: [0-9]+ of its processes run") as error:
-        agent.renumber_user(ME, 54321, [])
+    with pytest.raises(Failure, match=f"The user {ME} cannot get the number 54321: [0-9]+ of its processes run") as error:
+        users.renumber_user(ME, 54321, [])
     assert "fab destroy" in error.value.hint
     assert commands == []
 
@@ -190,11 +192,11 @@ def test_a_user_whose_processes_run_keeps_its_number(commands):
 def test_a_folder_is_looked_at_by_kind_owner_and_mode(tmp_path):
     wanted = {"owner": ME, "group": MINE, "mode": "0750"}
     folder, link, file = tmp_path / "folder", tmp_path / "link", tmp_path / "file"
-    agent.make_folders({str(folder): wanted})
+    files.make_folders({str(folder): wanted})
     link.symlink_to(folder)
     file.touch(0o750)
-    assert [agent._is_folder_as(str(path), wanted) for path in (folder, link, file, tmp_path / "none")] == [True, False, False, False]
-    assert not agent._is_folder_as(str(folder), {**wanted, "mode": "0755"})
+    assert [files.is_folder_as(str(path), wanted) for path in (folder, link, file, tmp_path / "none")] == [True, False, False, False]
+    assert not files.is_folder_as(str(folder), {**wanted, "mode": "0755"})
 
 
 @pytest.fixture
@@ -210,7 +212,7 @@ def held(tmp_path):
 
 def test_what_changes_a_node_waits_for_another_command_and_says_so(held):
     path, file = held
-    with subprocess.Popen([sys.executable, str(AGENT), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*AGENT, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         # What only looks goes on.
         for request in ({"op": "clock", "args": {}}, {"op": "ask", "args": {"argv": ["true"]}}, {"op": "settle", "args": {}}):
             process.stdin.write(json.dumps(request) + "\n")
@@ -225,10 +227,10 @@ def test_what_changes_a_node_waits_for_another_command_and_says_so(held):
 
 
 def test_another_command_that_never_ends_is_an_error_that_names_it(held, monkeypatch):
-    monkeypatch.setattr(agent, "LOCK_WAIT_S", -1)
+    monkeypatch.setattr(answering, "LOCK_WAIT_S", -1)
     with (
-        pytest.raises(agent.Failure, match=r"still changes this node after .*: install_packages, process 7") as error,
-        agent.alone("x", held[0]),
+        pytest.raises(Failure, match=r"still changes this node after .*: install_packages, process 7") as error,
+        answering.alone("x", held[0]),
     ):
         pass
     assert "run the same command again" in error.value.hint
@@ -236,5 +238,11 @@ def test_another_command_that_never_ends_is_an_error_that_names_it(held, monkeyp
 
 def test_an_operation_that_fails_lets_the_next_one_go_on(tmp_path):
     for _ in range(2):
-        with pytest.raises(agent.Failure, match="exit code 1"):
-            agent.answer("run", {"argv": ["false"]}, str(tmp_path / "lock"))
+        with pytest.raises(Failure, match="exit code 1"):
+            answering.answer("run", {"argv": ["false"]}, str(tmp_path / "lock"))
+
+
+def test_a_mistake_in_the_agent_is_told_with_its_file_and_line():
+    done = subprocess.run(AGENT, input=json.dumps({"op": "names_in", "args": {"folder": 1, "pattern": ""}}), capture_output=True, text=True)
+    line = next(n for n, text in enumerate(inspect.getsource(files).splitlines(), 1) if "os.path.join(folder, pattern)" in text)
+    assert f'File "agent/files.py", line {line}, in names_in' in done.stderr

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_nodes import desired
+from nodes_samples import desired
 
 from provision import readiness
 from provision.environments import TABLES
@@ -15,6 +15,7 @@ from provision.errors import ProvisionError, UsageError
 from provision.home import lab_home
 from provision.nodes.converge import Converge
 from provision.nodes.session import Nodes
+from provision.nodes.waiting import wait
 from provision.readiness import ApiHealth, api_answers
 
 BEGUN = 1_700_000_000.0
@@ -87,7 +88,7 @@ def converge(control: Node, **asked) -> Converge:
 def waited(place: Converge, polls: int) -> None:
     """Wait for the scheduler, which is ready after so many looks."""
     answers = [["scheduler"]] * polls + [[]]
-    place._wait(lambda: answers.pop(0), lambda text: None)
+    wait(place.desired, place.nodes, lambda: answers.pop(0), lambda text: None)
 
 
 def test_restarts_of_long_ago_do_not_count(monkeypatch):
