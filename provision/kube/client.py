@@ -80,7 +80,9 @@ class Cluster:
         try:
             api = config.new_client_from_config(str(self._kubeconfig), client_configuration=settings)
         except config.ConfigException as error:
-            raise ProvisionError(f"{self._kubeconfig} cannot be used: {error}.", "fab install kubernetes --target vagrant") from error
+            raise ProvisionError(
+                f"{self._kubeconfig} cannot be used: {error}.", "fab status --target vagrant, and the install command that it names"
+            ) from error
         api.rest_client.pool_manager.connection_pool_kw["retries"] = urllib3.Retry(2, backoff_factor=0.3)
         return api
 

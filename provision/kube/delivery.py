@@ -103,7 +103,7 @@ def deliver(delivery: Delivery, layout: Layout, nodes: Nodes, report: Report = l
         if delivery.base is None:
             raise ProvisionError(
                 "The image with the DAGs cannot be made: no node has the image below it.",
-                "fab install kubernetes --dags image --target vagrant",
+                "the command that installed it (fab status names it), which imports that image again",
             )
         # What is made of the folders first must not be the last that the template gets.
         with _one_by_one:

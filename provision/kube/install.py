@@ -220,7 +220,7 @@ def _require_image(kubernetes: Kubernetes, node: Session, digest: str) -> None:
         raise ProvisionError(
             f"{node.name} has {'no image' if not found else 'another image'} {kubernetes.pods.image} after the import "
             f"(digest {found or 'none'}, not {digest}).",
-            "fab install kubernetes --target vagrant, which imports it again",
+            "the command that installed it (fab status names it), which imports the image again",
         )
 
 

@@ -14,20 +14,32 @@ from provision.topology import Cluster
 from provision.workers import Worker
 
 
-def check_names(workers: Collection[Worker], cluster: Cluster) -> None:
-    """Raise UsageError for a worker that would take its name from a machine: on every node, a worker's name is one of its node's."""
-    taken = {"localhost", "ip6-localhost", "ip6-loopback"} | {node.name for node in cluster.nodes if node not in cluster.workers}
+def check_names(workers: Collection[Worker], cluster: Cluster, beside_pods: bool = False) -> None:
+    """Raise UsageError for a worker that would take its name from a machine: on every node, a worker's name is one of its node's.
+
+    With pods for other tasks, no worker may be called like any node: tasks in pods go by the name of theirs.
+    """
+    others = [node for node in cluster.nodes if beside_pods or node not in cluster.workers]
+    taken = {"localhost", "ip6-localhost", "ip6-loopback"} | {node.name for node in others}
     for worker in workers:
         if worker.name in taken:
             raise UsageError(
                 f"A worker cannot be called {worker.name}: nodes find another machine by that name.",
-                "choose another name, such as worker-4",
+                f"choose another name, such as {'celery' if beside_pods else 'worker'}-4",
             )
 
 
 def placed(workers: Collection[Worker], cluster: Cluster) -> dict[str, str]:
-    """Return the node of each Celery worker: the one of the same name, else one worker node after another."""
+    """Return the node of each Celery worker: the one of the same name, else one worker node after another.
+
+    Raises UsageError where no node has the role worker.
+    """
     names = [node.name for node in cluster.workers]
+    if workers and not names:
+        raise UsageError(
+            "No node of the machine table has the role worker, so that Celery's workers have no place.",
+            "give a node the role in the machine table (LAB_CLUSTER, or provision/cluster.yaml), then fab destroy --target vagrant and fab up",
+        )
     others = [worker.name for worker in workers if worker.name not in names]
     return {worker.name: worker.name for worker in workers if worker.name in names} | {
         name: names[position % len(names)] for position, name in enumerate(others)

@@ -45,7 +45,7 @@ def desired_state(
     relevant = environment | {"airflow_local_settings.py": local_settings, "environment": str(environment_path(layout, about))}
     relevant |= on_nodes.credentials(kubernetes, environment)
     common = _common_files(layout, environment, local_settings)
-    check_names(wanted.workers, cluster)
+    check_names(wanted.workers, cluster, wanted.variant.uses_kubernetes)
     where = placed(wanted.workers, cluster)
     aliases = {node.name: [name for name, at in where.items() if at == node.name and name != node.name] for node in cluster.nodes}
     other = second.second_node(cluster) if wanted.ha else None

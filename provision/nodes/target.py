@@ -103,10 +103,12 @@ class NodesTarget:
                 )
             asked = wanted_again(installed)
             about = self._control.call("about")
-            rancher.require_machine(self.cluster.control, about["memory_mib"], about["cores"], table_path())
+            rancher.require_machine(self.cluster.control, about["memory_mib"], about["cores"], table_path(), asked.variant.name)
             if self.installed():
                 # An interrupted one was found fit before; meanwhile its server may be between two configurations.
-                rancher.require_supported(server_version(self._kubernetes(asked, self._about_nodes()[0]), self._control))
+                rancher.require_supported(
+                    server_version(self._kubernetes(asked, self._about_nodes()[0]), self._control), asked.variant.name
+                )
             chosen = self._kept_rancher.choose(asked, folder)
             self._kept_rancher.keep(chosen, interrupts=installed)
             changes = self._install(asked, report)
@@ -401,7 +403,7 @@ class NodesTarget:
         if desired.kubernetes is None:
             path.unlink(missing_ok=True)
         else:
-            write_private(path, lab_kubeconfig(desired.kubernetes))
+            write_private(path, lab_kubeconfig(desired.kubernetes, desired.wanted.variant.name))
 
     def _workers_after(self, desired: Desired) -> tuple[Worker, ...]:
         """Return the workers that run when a change of workers ended early: some as they were, some as they should become."""

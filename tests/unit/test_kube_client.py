@@ -295,7 +295,7 @@ def test_credentials_that_cannot_be_used_are_named_with_what_makes_new_ones(tmp_
     (tmp_path / "kubeconfig").write_text(text)
     with pytest.raises(ProvisionError, match="kubeconfig cannot be used") as refused:
         Cluster(tmp_path / "kubeconfig", "airflow").pods()
-    assert refused.value.hint == "fab install kubernetes --target vagrant"
+    assert refused.value.hint == "fab status --target vagrant, and the install command that it names"
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"])

@@ -48,6 +48,21 @@ def test_a_worker_may_be_called_like_the_node_that_it_lives_on():
     assert placed([Worker("control")], one) == {"control": "control"}
 
 
+def test_beside_pods_no_worker_is_called_like_a_node():
+    """A task in a pod goes by the name of its node: nobody could tell who ran it."""
+    check_names([Worker("worker-1")], CLUSTER)
+    with pytest.raises(UsageError, match="A worker cannot be called worker-1") as refused:
+        check_names([Worker("celery-1"), Worker("worker-1")], CLUSTER, beside_pods=True)
+    assert "celery-4" in refused.value.hint
+
+
+def test_workers_need_a_node_with_their_role():
+    alone = Cluster(CLUSTER.network, (replace(CLUSTER.nodes[0], roles=("control",)),))
+    with pytest.raises(UsageError, match="No node of the machine table has the role worker"):
+        placed([Worker("celery-1")], alone)
+    assert placed([], alone) == {}
+
+
 def test_workers_are_told_apart_by_their_own_files():
     text = worker_text(Worker("heavy-1", 3, ("heavy",))).text
     assert "LAB_WORKER='heavy-1'" in text
