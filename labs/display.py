@@ -22,7 +22,7 @@ class Table:
     caption: str = ""
 
     def __repr__(self) -> str:
-        lines = [tuple(str(cell) for cell in row) for row in (self.header, *self.rows)]
+        lines = [tuple(_text(cell) for cell in row) for row in (self.header, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         text.insert(1, "  ".join("─" * width for width in widths))
@@ -31,7 +31,7 @@ class Table:
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{escape(str(cell))}</th>" for cell in self.header)
         body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left;white-space:pre-wrap'>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td style='text-align:left;white-space:pre-wrap'>{escape(_text(cell))}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         caption = f"<caption style='text-align:left'>{escape(self.caption)}</caption>" if self.caption else ""
@@ -39,7 +39,7 @@ class Table:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Table:
-    """Return a table; raises ValueError when a row has not as many cells as the header."""
+    """Return a table, which shows numbers with four digits; raises ValueError when a row has not as many cells as the header."""
     fixed = tuple(tuple(row) for row in rows)
     for row in fixed:
         if len(row) != len(header):
@@ -76,11 +76,16 @@ def summary(measurements: Iterable[Measurement]) -> Table:
     return table(("verdict", "what", "predicted", "measured"), rows)
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
+    # What was measured has no more digits than that.
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(v) for v in value)
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
-    return str(value)
+    return _text(value)

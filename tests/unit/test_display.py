@@ -19,6 +19,14 @@ def test_a_table_without_rows_shows_its_header():
     assert repr(table(("name", "n"), [])).splitlines() == ["name  n", "────  ─"]
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(23.540584564208984, "23.54"), (0.0334939956, "0.03349"), (2.0, "2"), (16384.4, "16384"), (7, "7"), ("x", "x")]
+)
+def test_a_table_shows_measured_numbers_with_four_digits(value, shown):
+    assert repr(table(("n",), [(value,)])).splitlines()[-1] == shown
+    assert f">{shown}</td>" in table(("n",), [(value,)])._repr_html_()
+
+
 def test_a_table_takes_rows_from_a_generator():
     assert table(("n",), ([i] for i in range(3))).rows == ((0,), (1,), (2,))
 
