@@ -84,8 +84,10 @@ def _text(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     if isinstance(value, list | tuple):
         return ", ".join(str(v) for v in value)
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
-    return _text(value)
+    return str(value)
