@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nodes_samples
 import pytest
 from cluster_samples import ALONE, CLUSTER, DIGEST, SECRETS, blank, complete, kubernetes, pods
 
 from provision.kube.plan import plan_cluster
 from provision.kube.state import ClusterSeen
 from provision.nodes.desired import desired_state
-from provision.nodes.layout import USER_NUMBER, Layout
+from provision.nodes.layout import Layout
 from provision.nodes.plan import CLUSTER as CLUSTERS
 from provision.nodes.plan import SERVICES, STOP_ORDER, STORES, WORKERS, kind_of_service, plan
 from provision.nodes.state import About, Desired
@@ -112,25 +113,9 @@ def desired(variant: str = "kubernetes", seen: ClusterSeen | None = None, change
     return desired_state(wanted(variant, changes), CLUSTER, Layout(), About("3.11", "x86_64", "12"), SECRETS, kubernetes=known)
 
 
-def fulfilled(state: Desired) -> dict[str, dict]:
-    """Return the facts of nodes on which everything is as it should be."""
-    return {
-        name: {
-            "packages": [], "user": [USER_NUMBER, USER_NUMBER], "folders": [], "files": [], "unwanted": [], "distribution": [],
-            "clock": True, "trusted": True, "others": [], "environment": True, "accounts": [],
-            "units": {u.name: {"active": "active", "sub": "running", "digest": u.digest, "pid": 7} for u in node.units},
-        }
-        for name, node in state.nodes.items()
-    }  # fmt: skip
-
-
-def node_steps(state: Desired, facts: dict[str, dict]) -> set[tuple[str, str, str]]:
-    return {(step.node, step.action, step.name) for step in plan(state, facts, state.database_mark)}
-
-
 def switched(before: Desired, after: Desired) -> dict[str, dict]:
     """Return the facts of nodes that are as `before` says, as they are asked for `after`."""
-    facts = fulfilled(after)
+    facts = nodes_samples.fulfilled(after)
     for name, node in after.nodes.items():
         earlier = {unit.name: unit for unit in before.nodes[name].units}
         kept = {unit.name for unit in node.units}
@@ -146,18 +131,18 @@ def switched(before: Desired, after: Desired) -> dict[str, dict]:
 
 
 def test_nodes_with_a_complete_cluster_are_left_alone():
-    assert node_steps(desired(), fulfilled(desired())) == set()
+    assert nodes_samples.steps(desired(), nodes_samples.fulfilled(desired())) == set()
 
 
 def test_what_the_cluster_lacks_is_among_the_steps_of_the_nodes():
     state = desired(seen=replace(complete(), images={"worker-1": DIGEST}))
-    assert node_steps(state, fulfilled(state)) == imported("worker-2")
+    assert nodes_samples.steps(state, nodes_samples.fulfilled(state)) == imported("worker-2")
 
 
 @pytest.mark.parametrize("variant", ["postgres", "celery"])
 def test_another_variant_stops_the_cluster_and_takes_its_tokens_away(variant):
     before, after = desired(), desired(variant)
-    found = node_steps(after, switched(before, after))
+    found = nodes_samples.steps(after, switched(before, after))
     for node in CLUSTER.nodes:
         assert (node.name, "stop", f"k3s-{node.name}") in found
         assert (node.name, "remove", "files") in found
@@ -169,7 +154,7 @@ def test_another_variant_stops_the_cluster_and_takes_its_tokens_away(variant):
 
 def test_the_other_distribution_stops_the_first_one():
     before, after = desired(), desired(distribution="rke2")
-    found = node_steps(after, switched(before, after))
+    found = nodes_samples.steps(after, switched(before, after))
     assert {(node.name, "stop", f"k3s-{node.name}") for node in CLUSTER.nodes} <= found
     assert {(node.name, "start", f"rke2-{node.name}") for node in CLUSTER.nodes} <= found
     assert {(node.name, "remove", "files") for node in CLUSTER.nodes} <= found
@@ -177,7 +162,7 @@ def test_the_other_distribution_stops_the_first_one():
 
 def test_celery_gives_way_to_kubernetes():
     before, after = desired("celery"), desired()
-    found = node_steps(after, switched(before, after))
+    found = nodes_samples.steps(after, switched(before, after))
     assert {("control", "stop", "redis"), ("control", "stop", "flower"), ("worker-1", "stop", "worker-1")} <= found
     assert {(node.name, "start", f"k3s-{node.name}") for node in CLUSTER.nodes} <= found
     assert ("control", "restart", "scheduler") in found
@@ -194,7 +179,7 @@ def test_celery_gives_way_to_kubernetes():
 )
 def test_a_changed_setting_restarts_who_reads_it_and_never_the_cluster(changes, restarted):
     before, after = desired(), desired(changes=changes)
-    found = node_steps(after, fulfilled(before))
+    found = nodes_samples.steps(after, nodes_samples.fulfilled(before))
     assert {name for _, action, name in found if action == "restart"} == restarted
 
 
