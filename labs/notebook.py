@@ -314,12 +314,13 @@ class Lab(Bench):
         """
         probe.reset(self.installation, self.api)
         sandbox.reset(self.installation)
+        # First, or what follows would deliver DAGs in the way that goes.
+        if (self.installation.kubernetes.get("dags") or "") != self._dags_before:
+            self.distribute_dags(self._dags_before)
         if self.installation.changes != self._changes_before:
             self.change_settings(self._changes_before)
         if self.installation.workers != self._workers_before:
             self.set_workers(self._workers_before)
-        if (self.installation.kubernetes.get("dags") or "") != self._dags_before:
-            self.distribute_dags(self._dags_before)
         self._save(complete=True)
         return summary(self._measurements)
 
