@@ -23,14 +23,19 @@ class ApiError(LabError):
         self.status = status
 
 
+# A request that changes something waits for SQLite's one write lock, for up to a minute.
+ANSWER_S, ANSWER_ON_SQLITE_S = 30, 90
+
+
 class AirflowApi:
     """A logged-in session with one Airflow."""
 
-    def __init__(self, installation: Installation, timeout_s: float = 30) -> None:
+    def __init__(self, installation: Installation, timeout_s: float | None = None) -> None:
+        """Prepare it; an answer may take `timeout_s` seconds, by default as long as this Airflow's database may make one wait."""
         self.url = installation.api_url
         self._user = installation.user
         self._password = installation.password()
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s or (ANSWER_ON_SQLITE_S if installation.on_sqlite else ANSWER_S)
         self._session = requests.Session()
         # Neither the surroundings' proxy nor their .netrc concerns this server.
         self._session.trust_env = False

@@ -81,6 +81,11 @@ class Installation:
         """The cluster: `kubeconfig` for the labs, `namespace` of tasks, `task_nodes`, `dags`, `pod_image`; empty without one."""
         return self.document.get("kubernetes") or {}
 
+    @property
+    def on_sqlite(self) -> bool:
+        """Whether the metadata database is SQLite."""
+        return (self.document.get("database") or {}).get("kind") == "sqlite"
+
     def node_of(self, host: str) -> str:
         """Return the node on which tasks of this host name ran; a Celery worker is a host of its own."""
         placed = {worker["name"]: worker["node"] for worker in self.workers if worker.get("node")}

@@ -26,7 +26,7 @@ from provision.lock import exclusive
 class Bench:
     """Probes on one Airflow; a lab has one, and one more for each throw-away installation."""
 
-    def __init__(self, installation: Installation, answer_within_s: float = 30) -> None:
+    def __init__(self, installation: Installation, answer_within_s: float | None = None) -> None:
         self.installation = installation
         self.api = AirflowApi(installation, answer_within_s)
         self._watcher = services.Watcher(installation)
