@@ -55,8 +55,8 @@ def predict(
     """Return the prediction for a probe under these settings ("section.key"), pools, Celery workers and room for pods.
 
     `pools` are slots by name (-1 = no limit); a worker has a `name`, its `concurrency` and its `queues`.
-    Raises LabError for a pool that does not exist, an executor that the model does not know, and where it
-    depends on chance which worker takes which task.
+    Raises LabError for a pool that does not exist, an executor that the model does not know or that is not installed,
+    and where chance decides how many run: which worker takes which task, or whose tasks the scheduler sees first.
     """
     limits = limits_of(spec, settings, pools, workers, room)
     candidates = candidates_of(spec, settings)
