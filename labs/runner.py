@@ -24,6 +24,7 @@ from labs.watch import Tail, Watch
 from provision.errors import ProvisionError
 from provision.home import REPOSITORY, lab_home
 from provision.lock import exclusive
+from provision.variants import require_target, variant_named
 
 # When this lab fails, nothing measured after it could be trusted.
 GATEKEEPER = "00-start-here"
@@ -65,6 +66,8 @@ def run_labs(
 ) -> Run:
     """Return the finished run; raises UsageError or ProvisionError before anything runs, LabError if nothing could."""
     groups = catalog.group_by_variant((lab, catalog.choose_variant(lab, variant, target)) for lab in labs)
+    for name, _ in groups:
+        require_target(variant_named(name), target)
     with exclusive(lab_home(), "labs run"):
         folder = new_folder(runs_folder())
         records: list[dict[str, Any]] = []

@@ -113,6 +113,7 @@ def test_a_starter_fails_its_check(lab, target, tmp_path):
         (["run", "--variant", "standalone"], "No lab runs on variant"),
         (["run", "--variant", "kubernetes"], "No lab of variant 'kubernetes' runs on target 'local'"),
         (["run", "09"], "does not run on target 'local'"),
+        (["run", "11", "--variant", "multiple"], "The variant multiple needs a cluster of machines"),
         (["run", "04", "--target", "moon"], "Unknown target 'moon'"),
         (["run", "04", "--set", "slot=3"], "Unknown parameter 'slot'"),
         (["run", "04", "--set", "slots=three"], "not of type int"),
